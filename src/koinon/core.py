@@ -1,0 +1,152 @@
+"""What a method is, and how methods are found: the file system is the registry."""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+PACKAGE = Path(__file__).parent
+
+
+class UserError(Exception):
+    """Something a person can put right. One line: what is wrong, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The publication a method comes from."""
+
+    title: str
+    year: int
+    url: str
+
+
+class Method(ABC):
+    """One idea as a frozen dataclass: its fields are the hyper-parameters, one verb applies it.
+
+    A capability's ``_contract.py`` adds the verb; a method file implements it and nothing else.
+    """
+
+    paper: ClassVar[Paper]
+    """Where the mechanism was published."""
+    null: ClassVar[Mapping[str, Any]] = {}
+    """The settings at which the method must equal the capability's baseline."""
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """Checks that cannot apply to this method, each with the reason."""
+
+
+def capabilities() -> list[str]:
+    """The names of the folders that hold a contract."""
+    return sorted(contract.parent.name for contract in PACKAGE.glob("*/_contract.py"))
+
+
+def names(capability: str | None = None) -> list[str]:
+    """Every method as ``capability.file``; reads the folders, imports nothing."""
+    chosen = capabilities() if capability is None else [pick(capability, capabilities(), "capability")]
+    return [
+        f"{folder}.{file.stem}"
+        for folder in chosen
+        for file in sorted((PACKAGE / folder).glob("*.py"))
+        if not file.stem.startswith("_") and file.stem != "job"
+    ]
+
+
+def summary(name: str) -> str:
+    """The sentence on line 1 of a method's file, read without importing it."""
+    capability, file = name.split(".")
+    text = (PACKAGE / capability / f"{file}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+
+
+def load(name: str) -> type[Method]:
+    """The method class in ``capability.file``, in a module of one's own, or in a file ending in ``.py``.
+
+    Raises:
+        UserError: no such method (with the nearest name), or not exactly one in that module.
+    """
+    if name in names():
+        module = importlib.import_module(f"koinon.{name}")
+    elif name.endswith(".py"):
+        module = _import_file(Path(name))
+    else:
+        module = _import_module(name)
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(found) != 1:
+        raise UserError(f"{name}: a method file defines exactly one method, this one defines {len(found)}")
+    return found[0]
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """A method as plain data, ``{"method": "share.home", "settings": {...}}``; `rebuild` is the way back."""
+    assert is_dataclass(method)
+    return {
+        "method": type(method).__module__.removeprefix("koinon."),
+        "settings": {field.name: getattr(method, field.name) for field in fields(method)},
+    }
+
+
+def rebuild(description: Mapping[str, Any]) -> Method:
+    """The method that `describe` described, also after a round trip through JSON."""
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description["settings"].items()
+    }
+    return build(load(description["method"]), settings)
+
+
+def build(kind: type[Method], settings: Mapping[str, Any]) -> Method:
+    """``kind(**settings)``, with a helpful error for a field that does not exist."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in settings:
+        pick(key, known, f"field of {kind.__name__}")
+    return kind(**settings)
+
+
+def pick(word: str, options: Iterable[str], what: str) -> str:
+    """``word`` if it is one of ``options``; otherwise an error that names the nearest one."""
+    options = list(options)
+    if word in options:
+        return word
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "there is: " + (", ".join(options) or "none")
+    raise UserError(f"unknown {what} {word!r}: {hint}")
+
+
+def _import_module(name: str):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise  # the module is there, something it needs is not
+        raise UserError(_unknown(name)) from None
+
+
+def _unknown(name: str) -> str:
+    try:
+        pick(name, names(), "method")
+    except UserError as error:
+        return str(error)
+    raise AssertionError(name)
+
+
+def _import_file(path: Path):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a method's name or the path of its file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

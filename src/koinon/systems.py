@@ -1,0 +1,576 @@
+"""The 81 published systems as data: where each one lives here and what its paper claims."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper as data: on ``recipe``, ``better`` scores better than ``than`` on ``metric``."""
+
+    says: str
+    """The claim in one sentence."""
+    recipe: str
+    """Which comparison tests it: ``capability-data``, the name of its committed rows."""
+    better: str
+    """Label of the row that should win."""
+    than: str
+    """Label of the row it is compared with."""
+    metric: str
+    """Name of a metric in the rows."""
+    lower: bool = False
+    """True where a smaller value of the metric is better."""
+    why: str = ""
+    """Where the claim does not hold here: the reason found."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the 81 papers; a row, not a file: its parts are methods, its variants are settings."""
+
+    number: int
+    title: str
+    year: int
+    url: str
+    capability: str
+    methods: tuple[str, ...] = ()
+    """Names of the method files that make it up; none while the system is absent."""
+    claims: tuple[Claim, ...] = ()
+    departures: tuple[str, ...] = ()
+    """What is done otherwise here than in the paper, and why."""
+
+
+SYSTEMS: tuple[System, ...] = (
+    System(
+        1,
+        "Multi-Task Multi-Agent Shared Layers are Universal Cognition of Multi-Agent Coordination",
+        2023,
+        "https://arxiv.org/abs/2312.15674",
+        "act",
+    ),
+    System(2, "Multitask Vision-Language Prompt Tuning", 2024, "https://arxiv.org/abs/2211.11720", "share"),
+    System(
+        3,
+        "ViDA: Homeostatic Visual Domain Adapter for Continual Test Time Adaptation",
+        2024,
+        "https://arxiv.org/abs/2306.04344",
+        "adapt",
+    ),
+    System(
+        4,
+        "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoRA for Multi-Task Learning",
+        2026,
+        "https://arxiv.org/abs/2501.15103",
+        "share",
+    ),
+    System(
+        5,
+        "DεpS: Delayed ε-Shrinking for Faster Once-For-All Training",
+        2024,
+        "https://arxiv.org/abs/2407.06167",
+        "share",
+    ),
+    System(
+        6,
+        "RS-GPT4V: A Unified Multimodal Instruction-Following Dataset for Remote Sensing Image Understanding",
+        2024,
+        "https://arxiv.org/abs/2406.12479",
+        "teach",
+    ),
+    System(
+        7,
+        "Decorate the Newcomers: Visual Domain Prompt for Continual Test Time Adaptation",
+        2023,
+        "https://arxiv.org/abs/2212.04145",
+        "adapt",
+    ),
+    System(
+        8,
+        "RSBuilding: Towards General Remote Sensing Image Building Extraction and Change Detection with "
+        "Foundation Model",
+        2024,
+        "https://arxiv.org/abs/2403.07564",
+        "share",
+    ),
+    System(
+        9,
+        "ProKD: An Unsupervised Prototypical Knowledge Distillation Network for Zero-Resource Cross-Lingual "
+        "Named Entity Recognition",
+        2023,
+        "https://arxiv.org/abs/2301.08855",
+        "distill",
+    ),
+    System(
+        10,
+        "Pre-training Contextualized World Models with In-the-wild Videos for Reinforcement Learning",
+        2023,
+        "https://arxiv.org/abs/2305.18499",
+        "act",
+    ),
+    System(
+        11,
+        "Twin-Merging: Dynamic Integration of Modular Expertise in Model Merging",
+        2024,
+        "https://arxiv.org/abs/2406.15479",
+        "merge",
+    ),
+    System(
+        12,
+        "Class-relation Knowledge Distillation for Novel Class Discovery",
+        2023,
+        "https://arxiv.org/abs/2307.09158",
+        "distill",
+    ),
+    System(
+        13,
+        "FAIR Jupyter: a knowledge graph approach to semantic sharing and granular exploration of a "
+        "computational notebook reproducibility dataset",
+        2024,
+        "https://arxiv.org/abs/2404.12935",
+        "graph",
+    ),
+    System(
+        14,
+        "m2mKD: Module-to-Module Knowledge Distillation for Modular Transformers",
+        2024,
+        "https://arxiv.org/abs/2402.16918",
+        "distill",
+    ),
+    System(
+        15,
+        "Accelerating Scientific Discovery with Generative Knowledge Extraction, Graph-Based Representation, "
+        "and Multimodal Intelligent Graph Reasoning",
+        2024,
+        "https://arxiv.org/abs/2403.11996",
+        "harvest",
+    ),
+    System(
+        16,
+        "Alt-MoE:A Scalable Framework for Bidirectional Multimodal Alignment and Efficient Knowledge Integration",
+        2024,
+        "https://arxiv.org/abs/2409.05929",
+        "align",
+    ),
+    System(
+        17,
+        "WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of Large Language Models",
+        2024,
+        "https://arxiv.org/abs/2405.14768",
+        "edit",
+    ),
+    System(
+        18,
+        "PoE: a Panel of Experts for Generalized Automatic Dialogue Assessment",
+        2023,
+        "https://arxiv.org/abs/2212.08992",
+        "share",
+    ),
+    System(
+        19,
+        "From Grunts to Grammar: Emergent Language from Cooperative Foraging",
+        2025,
+        "https://arxiv.org/abs/2505.12872",
+        "act",
+    ),
+    System(
+        20,
+        "HoME: Hierarchy of Multi-Gate Experts for Multi-Task Learning at Kuaishou",
+        2025,
+        "https://arxiv.org/abs/2408.05430",
+        "share",
+    ),
+    System(
+        21, "Large-Vocabulary 3D Diffusion Model with Transformer", 2024, "https://arxiv.org/abs/2309.07920", "draw"
+    ),
+    System(
+        22,
+        "UniAP: Towards Universal Animal Perception in Vision via Few-shot Learning",
+        2024,
+        "https://arxiv.org/abs/2308.09953",
+        "see",
+    ),
+    System(
+        23,
+        "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models",
+        2024,
+        "https://arxiv.org/abs/2403.02781",
+        "distill",
+    ),
+    System(
+        24, "Scaling Diffusion Transformers to 16 Billion Parameters", 2024, "https://arxiv.org/abs/2407.11633", "draw"
+    ),
+    System(
+        25, "Assessing Language Model Deployment with Risk Cards", 2023, "https://arxiv.org/abs/2303.18190", "probe"
+    ),
+    System(
+        26,
+        "Mitigating the Backdoor Effect for Multi-Task Model Merging via Safety-Aware Subspace",
+        2025,
+        "https://arxiv.org/abs/2410.13910",
+        "merge",
+    ),
+    System(
+        27,
+        "FRAug: Tackling Federated Learning with Non-IID Features via Representation Augmentation",
+        2023,
+        "https://arxiv.org/abs/2205.14900",
+        "federate",
+    ),
+    System(
+        28,
+        "MADS: Multi-Attribute Document Supervision for Zero-Shot Image Classification",
+        2025,
+        "https://arxiv.org/abs/2503.06847",
+        "see",
+    ),
+    System(
+        29,
+        "Feature Distribution Matching for Federated Domain Generalization",
+        2022,
+        "https://arxiv.org/abs/2203.11635",
+        "federate",
+    ),
+    System(
+        30,
+        "From MOOC to MAIC: Reshaping Online Teaching and Learning through LLM-driven Agents",
+        2024,
+        "https://arxiv.org/abs/2409.03512",
+        "tutor",
+    ),
+    System(
+        31,
+        "What Makes for Text to 360-degree Panorama Generation with Stable Diffusion?",
+        2025,
+        "https://arxiv.org/abs/2505.22129",
+        "draw",
+    ),
+    System(32, "ViT-Lens: Towards Omni-modal Representations", 2023, "https://arxiv.org/abs/2308.10185", "align"),
+    System(
+        33,
+        "DeepSeekMoE: Towards Ultimate Expert Specialization in Mixture-of-Experts Language Models",
+        2024,
+        "https://arxiv.org/abs/2401.06066",
+        "share",
+    ),
+    System(
+        34,
+        "Qwen-Audio: Advancing Universal Audio Understanding via Unified Large-Scale Audio-Language Models",
+        2023,
+        "https://arxiv.org/abs/2311.07919",
+        "share",
+    ),
+    System(
+        35,
+        "Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
+        2025,
+        "https://arxiv.org/abs/2410.20672",
+        "share",
+    ),
+    System(
+        36,
+        "AgentMove: A Large Language Model based Agentic Framework for Zero-shot Next Location Prediction",
+        2025,
+        "https://arxiv.org/abs/2408.13986",
+        "recommend",
+    ),
+    System(
+        37,
+        "MT4CrossOIE: Multi-stage Tuning for Cross-lingual Open Information Extraction",
+        2023,
+        "https://arxiv.org/abs/2308.06552",
+        "share",
+    ),
+    System(
+        38,
+        "Unify, Align and Refine: Multi-Level Semantic Alignment for Radiology Report Generation",
+        2023,
+        "https://arxiv.org/abs/2303.15932",
+        "align",
+    ),
+    System(
+        39,
+        "Fast & Slow Learning: Incorporating Synthetic Gradients in Neural Memory Controllers",
+        2020,
+        "https://arxiv.org/abs/2011.05438",
+        "remember",
+    ),
+    System(
+        40,
+        "Does Continual Learning Equally Forget All Parameters?",
+        2023,
+        "https://arxiv.org/abs/2304.04158",
+        "remember",
+    ),
+    System(
+        41,
+        "GIFD: A Generative Gradient Inversion Method with Feature Domain Optimization",
+        2023,
+        "https://arxiv.org/abs/2308.04699",
+        "federate",
+    ),
+    System(
+        42,
+        "Towards Unified Conversational Recommender Systems via Knowledge-Enhanced Prompt Learning",
+        2022,
+        "https://arxiv.org/abs/2206.09363",
+        "recommend",
+    ),
+    System(
+        43,
+        "MechGPT, a language-based strategy for mechanics and materials modeling that connects knowledge "
+        "across scales, disciplines and modalities",
+        2024,
+        "https://arxiv.org/abs/2310.10445",
+        "teach",
+    ),
+    System(
+        44,
+        "A Systematic Literature Review of Automated ICD Coding and Classification Systems using Discharge Summaries",
+        2021,
+        "https://arxiv.org/abs/2107.10652",
+        "label",
+    ),
+    System(
+        45,
+        "Distinguishing Ignorance from Error in LLM Hallucinations",
+        2024,
+        "https://arxiv.org/abs/2410.22071",
+        "probe",
+    ),
+    System(
+        46,
+        "CooK: Empowering General-Purpose Language Models with Modular and Collaborative Knowledge",
+        2024,
+        "https://arxiv.org/abs/2305.09955",
+        "ask",
+    ),
+    System(
+        47, "Establishing Knowledge Preference in Language Models", 2024, "https://arxiv.org/abs/2407.13048", "probe"
+    ),
+    System(
+        48,
+        "Kuaipedia: a Large-scale Multi-modal Short-video Encyclopedia",
+        2022,
+        "https://arxiv.org/abs/2211.00732",
+        "harvest",
+    ),
+    System(
+        49,
+        "Physics of Language Models: Part 3.3, Knowledge Capacity Scaling Laws",
+        2025,
+        "https://arxiv.org/abs/2404.05405",
+        "probe",
+    ),
+    System(
+        50,
+        "Experiments with Large Language Models on Retrieval-Augmented Generation for Closed-Source "
+        "Simulation Software",
+        2025,
+        "https://arxiv.org/abs/2502.03916",
+        "ask",
+    ),
+    System(
+        51,
+        "A Unified Generative Retriever for Knowledge-Intensive Language Tasks via Prompt Learning",
+        2023,
+        "https://arxiv.org/abs/2304.14856",
+        "ask",
+    ),
+    System(
+        52,
+        "Unifying Large Language Models and Knowledge Graphs: A Roadmap",
+        2024,
+        "https://arxiv.org/abs/2306.08302",
+        "graph",
+    ),
+    System(
+        53,
+        "Knowledge Solver: Teaching LLMs to Search for Domain Knowledge from Knowledge Graphs",
+        2023,
+        "https://arxiv.org/abs/2309.03118",
+        "ask",
+    ),
+    System(
+        54,
+        "Joint Reasoning on Hybrid-knowledge sources for Task-Oriented Dialog",
+        2023,
+        "https://arxiv.org/abs/2210.07295",
+        "ask",
+    ),
+    System(
+        55,
+        "Benchmarking Knowledge-driven Zero-shot Learning",
+        2023,
+        "https://doi.org/10.1016/j.websem.2022.100757",
+        "link",
+    ),
+    System(
+        56,
+        "Integrating Knowledge Graph embedding and pretrained Language Models in Hypercomplex Spaces",
+        2023,
+        "https://arxiv.org/abs/2208.02743",
+        "link",
+    ),
+    System(
+        57,
+        "CREAK: A Dataset for Commonsense Reasoning over Entity Knowledge",
+        2021,
+        "https://arxiv.org/abs/2109.01653",
+        "probe",
+    ),
+    System(
+        58,
+        "ChroKnowledge: Unveiling Chronological Knowledge of Language Models in Multiple Domains",
+        2025,
+        "https://arxiv.org/abs/2410.09870",
+        "probe",
+    ),
+    System(59, "Inside-Out: Hidden Factual Knowledge in LLMs", 2025, "https://arxiv.org/abs/2503.15299", "probe"),
+    System(
+        60,
+        "EasyEdit: An Easy-to-use Knowledge Editing Framework for Large Language Models",
+        2024,
+        "https://arxiv.org/abs/2308.07269",
+        "edit",
+    ),
+    System(
+        61,
+        "Large Language Models Struggle to Learn Long-Tail Knowledge",
+        2023,
+        "https://arxiv.org/abs/2211.08411",
+        "probe",
+    ),
+    System(
+        62,
+        "DiffKG: Knowledge Graph Diffusion Model for Recommendation",
+        2024,
+        "https://arxiv.org/abs/2312.16890",
+        "recommend",
+    ),
+    System(63, "SciPIP: An LLM-based Scientific Paper Idea Proposer", 2024, "https://arxiv.org/abs/2410.23166", "ask"),
+    System(
+        64,
+        "Language Specific Knowledge: Do Models Know Better in X than in English?",
+        2025,
+        "https://arxiv.org/abs/2505.14990",
+        "probe",
+    ),
+    System(
+        65,
+        "Harnessing Large Language Models for Knowledge Graph Question Answering via Adaptive Multi-Aspect "
+        "Retrieval-Augmentation",
+        2025,
+        "https://arxiv.org/abs/2412.18537",
+        "ask",
+    ),
+    System(
+        66, "A Change Language for Ontologies and Knowledge Graphs", 2025, "https://arxiv.org/abs/2409.13906", "graph"
+    ),
+    System(
+        67,
+        "torchdistill: A Modular, Configuration-Driven Framework for Knowledge Distillation",
+        2021,
+        "https://arxiv.org/abs/2011.12913",
+        "distill",
+    ),
+    System(
+        68,
+        "Progressive Collaborative and Semantic Knowledge Fusion for Generative Recommendation",
+        2025,
+        "https://arxiv.org/abs/2502.06269",
+        "recommend",
+    ),
+    System(
+        69,
+        "BertNet: Harvesting Knowledge Graphs with Arbitrary Relations from Pretrained Language Models",
+        2023,
+        "https://arxiv.org/abs/2206.14268",
+        "harvest",
+    ),
+    System(
+        70,
+        "Talking Models: Distill Pre-trained Knowledge to Downstream Models via Interactive Communication",
+        2023,
+        "https://arxiv.org/abs/2310.03188",
+        "distill",
+    ),
+    System(
+        71,
+        "Bidirectional LMs are Better Knowledge Memorizers? A Benchmark for Real-world Knowledge Injection",
+        2025,
+        "https://arxiv.org/abs/2505.12306",
+        "teach",
+    ),
+    System(
+        72,
+        "A Comprehensive Study of Knowledge Editing for Large Language Models",
+        2024,
+        "https://arxiv.org/abs/2401.01286",
+        "edit",
+    ),
+    System(
+        73,
+        "Symbolic Knowledge Distillation: from General Language Models to Commonsense Models",
+        2022,
+        "https://arxiv.org/abs/2110.07178",
+        "teach",
+    ),
+    System(
+        74,
+        "How new data permeates LLM knowledge and how to dilute it",
+        2025,
+        "https://arxiv.org/abs/2504.09522",
+        "edit",
+    ),
+    System(
+        75,
+        "KGQuiz: Evaluating the Generalization of Encoded Knowledge in Large Language Models",
+        2024,
+        "https://arxiv.org/abs/2310.09725",
+        "probe",
+    ),
+    System(
+        76,
+        "Effective Transfer Learning for Identifying Similar Questions: Matching User Questions to COVID-19 FAQs",
+        2020,
+        "https://arxiv.org/abs/2008.13546",
+        "ask",
+    ),
+    System(77, "Deep Knowledge Tracing with Learning Curves", 2020, "https://arxiv.org/abs/2008.01169", "tutor"),
+    System(
+        78,
+        "Prefix Conditioning Unifies Language and Label Supervision",
+        2023,
+        "https://arxiv.org/abs/2206.01125",
+        "share",
+    ),
+    System(
+        79,
+        "Search-in-the-Chain: Towards Accurate, Credible and Traceable Large Language Models for "
+        "Knowledge-intensive Tasks",
+        2024,
+        "https://arxiv.org/abs/2304.14732",
+        "ask",
+    ),
+    System(
+        80,
+        "KeNet:Knowledge-enhanced Doc-Label Attention Network for Multi-label text classification",
+        2024,
+        "https://arxiv.org/abs/2403.01767",
+        "label",
+    ),
+    System(
+        81,
+        "O1 Replication Journey: A Strategic Progress Report -- Part 1",
+        2024,
+        "https://arxiv.org/abs/2410.18982",
+        "teach",
+    ),
+)
+
+
+def system(number: int) -> System:
+    """The row with this number; raises KeyError if there is none."""
+    for row in SYSTEMS:
+        if row.number == number:
+            return row
+    raise KeyError(number)
