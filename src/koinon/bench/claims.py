@@ -1,0 +1,69 @@
+"""What became of each claim: evaluated from rows, never typed in."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from koinon.bench.statistics import Interval, Measured, paired
+from koinon.core import PACKAGE
+from koinon.systems import Claim, System
+
+RESULTS = PACKAGE / "results"
+"""Committed rows, one file a comparison: ``capability-data.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what the rows say: ``held``, ``not held`` or ``untested``."""
+
+    claim: Claim
+    state: str
+    difference: Interval | None
+    """Better minus than (or than minus better, where lower is better), with its interval."""
+
+
+def committed(recipe: str) -> list[dict[str, Any]]:
+    """The committed rows of a comparison; none if it has not been run."""
+    return read_rows(RESULTS / f"{recipe}.jsonl")
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; none if it is not there."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def metric_of(rows: Iterable[Mapping[str, Any]], label: str, metric: str) -> dict[int, Measured]:
+    """Seed to metric for one contestant; a meter is a metric without resamplings."""
+    return {
+        row["seed"]: Measured(
+            (row["metrics"] | row["meters"])[metric], np.array(row["draws"].get(metric, []), dtype=float)
+        )
+        for row in rows
+        if row["label"] == label and metric in (row["metrics"] | row["meters"])
+    }
+
+
+def evaluate(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Held if the interval of the paired difference lies above zero."""
+    better, than = (metric_of(rows, label, claim.metric) for label in (claim.better, claim.than))
+    if len(set(better) & set(than)) < 2:
+        return Verdict(claim, "untested", None)
+    difference = paired(than, better) if claim.lower else paired(better, than)
+    return Verdict(claim, "held" if difference.sign > 0 else "not held", difference)
+
+
+def verdicts(system: System) -> list[Verdict]:
+    """All claims of a system, from the committed rows."""
+    return [evaluate(claim, committed(claim.recipe)) for claim in system.claims]
+
+
+def state_of(system: System) -> str:
+    """``absent`` without methods; otherwise how many of its claims held."""
+    if not system.methods:
+        return "absent"
+    states = [verdict.state for verdict in verdicts(system)]
+    return ", ".join(f"{states.count(s)} {s}" for s in ("held", "not held", "untested") if s in states) or "no claims"
