@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from abc import ABC
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ class Paper:
     url: str
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """One idea as a frozen dataclass: its fields are the hyper-parameters, one verb applies it.
 
@@ -91,7 +92,6 @@ def load(name: str) -> type[Method]:
 
 def describe(method: Method) -> dict[str, Any]:
     """A method as plain data, ``{"method": "share.home", "settings": {...}}``; `rebuild` is the way back."""
-    assert is_dataclass(method)
     return {
         "method": type(method).__module__.removeprefix("koinon."),
         "settings": {field.name: getattr(method, field.name) for field in fields(method)},
@@ -108,7 +108,7 @@ def rebuild(description: Mapping[str, Any]) -> Method:
 
 def build(kind: type[Method], settings: Mapping[str, Any]) -> Method:
     """``kind(**settings)``, with a helpful error for a field that does not exist."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]
     for key in settings:
         pick(key, known, f"field of {kind.__name__}")
     return kind(**settings)

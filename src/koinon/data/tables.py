@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from koinon.core import UserError, pick
 from koinon.nn.params import stream
-from koinon.nn.tasks import Task, distinct
+from koinon.nn.tasks import Task, distinct, parse_task
 
 try:
     import polars as pl
@@ -58,6 +58,8 @@ class Schema:
 
     categories: tuple[Category, ...]
     numbers: tuple[Number, ...]
+    targets: tuple[Number, ...] = ()
+    """The regression tasks' labels, which are learned centred and scaled."""
     missing: str = "refuse"
     """What a missing number is: ``"refuse"`` (an error) or ``"mean"`` (the training part's)."""
 
@@ -79,6 +81,16 @@ class Schema:
             "numbers": np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((len(frame), 0), np.float32),
         }
 
+    def in_units(self, values: Mapping[str, NDArray]) -> dict[str, NDArray[np.float64]]:
+        """Labels or predictions of each task, regressions in the units of the table again."""
+        units = {target.name: target for target in self.targets}
+        return {
+            name: np.asarray(value, float) * units[name].std + units[name].mean
+            if name in units
+            else np.asarray(value, float)
+            for name, value in values.items()
+        }
+
     def describe(self) -> dict[str, Any]:
         """As plain data; `Schema.rebuild` is the way back."""
         return dataclasses.asdict(self)
@@ -89,6 +101,7 @@ class Schema:
         return Schema(
             tuple(Category(c["name"], tuple(c["values"])) for c in data["categories"]),
             tuple(Number(**n) for n in data["numbers"]),
+            tuple(Number(**n) for n in data["targets"]),
             data["missing"],
         )
 
@@ -129,7 +142,7 @@ class Rows:
 
     inputs: Mapping[str, NDArray]
     labels: Mapping[str, NDArray[np.float32]]
-    """Task name to labels; NaN marks a missing one."""
+    """Task name to labels, regressions centred and scaled; NaN marks a missing one."""
     groups: NDArray[np.int64] | None = None
     """A code for whom each row belongs to, for metrics within groups."""
 
@@ -164,6 +177,33 @@ class World:
             positive = int(known.sum()) if task.kind == "binary" else len(known)
             counts[task.name] = min(positive, len(known) - positive) if task.kind == "binary" else positive
         return tuple(name for name, count in counts.items() if count < max(counts.values()) / 4)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table of a person's own and what its columns mean."""
+
+    table: Path
+    """CSV, TSV, Parquet or JSON Lines file with one row an example."""
+    tasks: tuple[str, ...]
+    """Label columns as NAME, NAME:GROUP or NAME:GROUP=regression; empty cells are missing labels."""
+    group: str | None = None
+    """Column that tells whose row it is: metrics within groups (GAUC), and the cut by each one's time."""
+    time: str | None = None
+    """Column to cut by: the last tenth is the test part. Without it the cut is random."""
+    features: tuple[str, ...] = ()
+    """Columns to use; all but tasks and time if none is named."""
+    categories: tuple[str, ...] = ()
+    """Columns of numbers that are names (ids, codes), not quantities."""
+    missing: Literal["refuse", "mean"] = "refuse"
+    """What to do with a missing number among the features."""
+
+    def world(self) -> World:
+        """Read and cut the table; raises UserError for whatever is wrong with it."""
+        tasks = [parse_task(text) for text in self.tasks]
+        return table_world(
+            read_table(self.table), tasks, self.group, self.time, self.features, self.categories, self.missing
+        )
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -228,7 +268,10 @@ def table_world(
     for name, share in (hide or {}).items():
         labels[name] = np.where((shuffle.random(len(frame)) < share) & (part < 2), np.nan, labels[name])
     _check_classes(tasks, labels, part)
-    schema = _fit_schema(frame.select(chosen), part == 0, named, missing)
+    targets = tuple(_scale(t.name, labels[t.name][part == 0]) for t in tasks if t.kind == "regression")
+    schema = _fit_schema(frame.select(chosen), part == 0, named, targets, missing)
+    for target in targets:
+        labels[target.name] = (labels[target.name] - target.mean) / target.std
     inputs = schema.encode(frame)
     train, valid, test = (
         Rows(
@@ -322,7 +365,9 @@ def _group_codes(column: pl.Series) -> NDArray[np.int64]:
     return column.cast(pl.String).fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
 
 
-def _fit_schema(frame: pl.DataFrame, training: NDArray[np.bool_], named: set[str], missing: str) -> Schema:
+def _fit_schema(
+    frame: pl.DataFrame, training: NDArray[np.bool_], named: set[str], targets: tuple[Number, ...], missing: str
+) -> Schema:
     categories, numbers = [], []
     for column in frame.iter_columns():
         if _is_category(column, named):
@@ -330,12 +375,17 @@ def _fit_schema(frame: pl.DataFrame, training: NDArray[np.bool_], named: set[str
             values = counts.filter(pl.col("count") >= 2)[column.name].sort().to_list()
             categories.append(Category(column.name, tuple(values)))
         else:
-            known = _numbers(column, missing, math.nan)[training]
-            mean, std = float(np.nanmean(known)), float(np.nanstd(known))
-            numbers.append(Number(column.name, mean, std if std > 0 else 1.0))
+            numbers.append(_scale(column.name, _numbers(column, missing, math.nan)[training]))
     if not (categories or numbers):
         raise UserError("no feature column: give the table at least one column that is neither a task nor the time")
-    return Schema(tuple(categories), tuple(numbers), missing)
+    return Schema(tuple(categories), tuple(numbers), targets, missing)
+
+
+def _scale(name: str, values: NDArray[np.float64]) -> Number:
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        raise UserError(f"column {name!r}: no value in the training part; leave it out")
+    return Number(name, float(known.mean()), float(known.std()) or 1.0)
 
 
 def _is_category(column: pl.Series, named: set[str]) -> bool:

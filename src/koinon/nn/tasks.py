@@ -44,6 +44,15 @@ class Task:
         pick(self.kind, KINDS, f"kind of task {self.name!r}")
 
 
+def parse_task(text: str) -> Task:
+    """``NAME``, ``NAME:GROUP``, ``NAME=KIND`` or ``NAME:GROUP=KIND`` as a task."""
+    rest, _, kind = text.partition("=")
+    name, _, group = rest.partition(":")
+    if not name:
+        raise UserError(f"task {text!r} has no name: write NAME:GROUP=KIND, as in like:positive or stars=regression")
+    return Task(name, kind or "binary", group or "all")
+
+
 def distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
     """The tasks as a tuple; raises UserError if there is none or a name occurs twice."""
     if not tasks:

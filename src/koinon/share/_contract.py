@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from koinon.nn.experts import Bank
 from koinon.nn.tasks import Task, distinct
 
 
+@dataclass(frozen=True)
 class Share(Method):
     """A way of sharing one network among tasks."""
 

@@ -1,0 +1,184 @@
+"""The report as one self-contained HTML page with figures."""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from koinon.core import UserError
+
+try:
+    import jinja2
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise UserError(f"the HTML report needs {error.name}: pip install 'koinon[report]'") from None
+
+if TYPE_CHECKING:
+    from koinon.bench.report import Report
+
+INK, ACCENT, QUIET = "#1f2937", "#2563eb", "#9ca3af"
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "koinon",
+}
+
+
+def page(report: "Report") -> str:
+    """HTML with the table, the sentences and the figures inside; needs no other file."""
+    with matplotlib.rc_context(STYLE):
+        figures = [
+            (f"{report.settings['main']}: mean and 95 % interval", _svg(_levels(report))),
+            (f"Difference to {report.settings['baseline']}, paired", _svg(_differences(report))),
+            ("Quality against speed", _svg(_tradeoff(report))),
+            ("By task: difference to the best method of each task", _svg(_by_task(report))),
+        ]
+        if report.meters:
+            figures.append(("Expert meters (nearer to the left is healthier)", _svg(_meters(report))))
+    header, body = report.table
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE).render(report=report, header=header, body=body, figures=figures)
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _rows(report: "Report", width: float = 8.0):
+    figure = Figure(figsize=(width, 0.9 + 0.32 * len(report.labels)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(report.labels)), report.labels)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return figure, axes
+
+
+def _levels(report: "Report") -> Figure:
+    figure, axes = _rows(report)
+    for place, label in enumerate(report.labels):
+        value = report.value(label, report.settings["main"])
+        seeds = [row["metrics"][report.settings["main"]] for row in report.rows if row["label"] == label]
+        axes.plot([value.low, value.high], [place, place], color=ACCENT, linewidth=2, solid_capstyle="round")
+        axes.plot(seeds, [place] * len(seeds), "o", color=QUIET, markersize=3)
+        axes.plot([value.mean], [place], "o", color=ACCENT, markersize=7)
+    axes.set_xlabel(f"{report.settings['main']} (grey: single seeds)")
+    return figure
+
+
+def _differences(report: "Report") -> Figure:
+    figure, axes = _rows(report)
+    for place, label in enumerate(report.labels):
+        if label == report.settings["baseline"] or report.settings["baseline"] not in report.labels:
+            continue
+        value = report.difference(label, report.settings["baseline"])
+        color = {1: "#15803d", 0: QUIET, -1: "#b91c1c"}[value.sign]
+        axes.plot([value.low, value.high], [place, place], color=color, linewidth=2, solid_capstyle="round")
+        axes.plot([value.mean], [place], "o", color=color, markersize=7)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_xlabel("green: interval above zero, red: below, grey: holds zero")
+    return figure
+
+
+def _tradeoff(report: "Report") -> Figure:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label in report.labels:
+        speed = report.cost(label, "samples_per_second")
+        if speed is not None:
+            quality = report.value(label, report.settings["main"]).mean
+            axes.plot([speed], [quality], "o", color=ACCENT, markersize=7)
+            axes.annotate(label, (speed, quality), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
+    axes.set_xscale("log")
+    axes.set_xlabel("training samples/s, one thread")
+    axes.set_ylabel(report.settings["main"])
+    return figure
+
+
+def _by_task(report: "Report") -> Figure:
+    metrics = [name for name in report.settings["shown"] if not name.startswith(("mean.", "sparse."))]
+    table = [[report.value(label, name).mean for name in metrics] for label in report.labels]
+    best = [
+        (min if name.endswith(".rmse") else max)(row[column] for row in table) for column, name in enumerate(metrics)
+    ]
+    gaps = [[value - top for value, top in zip(row, best, strict=True)] for row in table]
+    figure = Figure(figsize=(8, 0.9 + 0.32 * len(report.labels)), layout="constrained")
+    axes = figure.subplots()
+    lowest = min(min(row) for row in gaps) or -1e-9
+    axes.imshow(gaps, aspect="auto", cmap="Blues", vmin=lowest * 1.3, vmax=0)
+    for y, row in enumerate(gaps):
+        for x, gap in enumerate(row):
+            dark = gap > lowest * 0.5
+            axes.text(x, y, f"{gap:+.4f}" if gap else "best", ha="center", va="center", fontsize=8,
+                      color="white" if dark else INK)  # fmt: skip
+    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_yticks(range(len(report.labels)), report.labels)
+    axes.grid(visible=False)
+    return figure
+
+
+def _meters(report: "Report") -> Figure:
+    kinds = [k for k in ("collapse", "spread", "degradation") if any(k in meters for _, meters in report.meters)]
+    figure = Figure(figsize=(8, 0.9 + 0.32 * len(report.meters)), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        values = [meters.get(kind, float("nan")) for _, meters in report.meters]
+        axes.barh(range(len(values)), values, color=ACCENT, height=0.6)
+        axes.set_title(kind, fontsize=10, color=INK)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(report.meters)), [label for label, _ in report.meters])
+    panels[0].invert_yaxis()
+    return figure
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ report.recipe }} ({{ report.settings.scale }})</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 68rem; margin: 2rem auto;
+         padding: 0 1rem }
+  h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+  .says { background: #eff6ff; border-left: 4px solid #2563eb; padding: .8rem 1rem; margin: 1rem 0 }
+  .says p { margin: .2rem 0 }
+  .wide { overflow-x: auto }
+  table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap }
+  th { white-space: normal; vertical-align: bottom } th:first-child, td:first-child { text-align: left }
+  tr:first-child td { font-weight: 600 }
+  figure { margin: 0 } svg { max-width: 100%; height: auto }
+  .notes { color: #4b5563; font-size: .9rem }
+</style>
+<h1>{{ report.recipe }}</h1>
+<div class="notes">scale {{ report.settings.scale }}, {{ report.seeds | length }} seeds</div>
+<div class="says">{% for sentence in report.sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
+<div class="wide"><table>
+<thead><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for cells in body %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% for title, svg in figures %}
+<h2>{{ title }}</h2>
+<figure>{{ svg | safe }}</figure>
+{% endfor %}
+<h2>How it was run</h2>
+<ul class="notes">{% for note in report.notes %}<li>{{ note }}</li>{% endfor %}</ul>
+<h2>What was entered</h2>
+<ul class="notes">{% for row in report.rows if row.seed == report.seeds[0] %}<li><b>{{ row.label }}</b>
+<code>{{ row.contestant }}</code></li>{% endfor %}</ul>
+</html>
+"""

@@ -1,0 +1,249 @@
+"""Rows to something a person reads: table, sentences, Markdown, CSV, JSON, one HTML page with figures."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from koinon.bench.claims import metric_of
+from koinon.bench.compare import write_whole
+from koinon.bench.statistics import Interval, interval, paired
+from koinon.core import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished, or partly finished, comparison.
+
+    Args:
+        recipe: its name.
+        settings: what `Recipe.settings` gave; ``main`` is the metric to rank by, ``shown`` are further ones,
+            ``baseline`` is the contestant that differences are taken to.
+        rows: its cells.
+    """
+
+    recipe: str
+    settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Contestants, best first by the main metric."""
+        found = list(dict.fromkeys(row["label"] for row in self.rows))
+        return sorted(found, key=lambda label: -self.value(label, self.settings["main"]).mean)
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Seeds with a row."""
+        return sorted({row["seed"] for row in self.rows})
+
+    def value(self, label: str, metric: str) -> Interval:
+        """Mean over seeds of a metric, with its interval."""
+        return interval(metric_of(self.rows, label, metric))
+
+    def difference(self, one: str, other: str, metric: str | None = None) -> Interval:
+        """Paired difference of two contestants, by default on the main metric."""
+        metric = metric or self.settings["main"]
+        return paired(*(metric_of(self.rows, label, metric) for label in (one, other)))
+
+    def cost(self, label: str, key: str) -> float | None:
+        """Median over seeds of a cost."""
+        values = [row["cost"][key] for row in self.rows if row["label"] == label and row["cost"].get(key) is not None]
+        return median(values) if values else None
+
+    @cached_property
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells as text."""
+        main, shown = self.settings["main"], self.settings["shown"]
+        header = ["method", f"{main} (95 % interval)", f"minus {self.settings['baseline']}"]
+        header += [*shown, "parameters", "active", "samples/s", "peak MB"]
+        body = []
+        for label in self.labels:
+            cells = [label, _with_interval(self.value(label, main)), self._against_baseline(label)]
+            cells += [f"{self.value(label, metric).mean:.4f}" for metric in shown]
+            cells += [_count(self.cost(label, key)) for key in ("trained", "active", "samples_per_second", "peak_mb")]
+            body.append(cells)
+        return header, body
+
+    def _against_baseline(self, label: str) -> str:
+        baseline = self.settings["baseline"]
+        if label == baseline or baseline not in self.labels:
+            return "-"
+        return _with_interval(self.difference(label, baseline), sign="+")
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """What the table supports, and what it does not."""
+        main, baseline, best = self.settings["main"], self.settings["baseline"], self.labels[0]
+        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        said = [f"{best} has the highest {main}, {self.value(best, main).mean:.4f} over {seeds}."]
+        beaten = [other for other in self.labels[1:] if self.difference(best, other).sign > 0]
+        tied = [other for other in self.labels[1:] if other not in beaten]
+        if beaten:
+            said.append(f"The table supports that it is better than {_listed(beaten)}: those intervals exclude zero.")
+        if tied:
+            said.append(f"It does not support that it is better than {_listed(tied)}: those intervals hold zero.")
+        if baseline in self.labels:
+            gains = [label for label in self.labels if label != baseline and self.difference(label, baseline).sign > 0]
+            said.append(
+                f"Better than {baseline}, the simplest sharing, beyond doubt: {_listed(gains)}."
+                if gains
+                else f"Nothing here is better than {baseline}, the simplest sharing, beyond doubt."
+            )
+        if "trees" in self.labels:
+            networks = [label for label in self.labels if label != "trees"]
+            ahead = [label for label in networks if self.difference(label, "trees").sign > 0]
+            behind = [label for label in networks if self.difference(label, "trees").sign < 0]
+            if len(behind) == len(networks):
+                said.append("Gradient-boosted trees, one model a task, win over every network: take them.")
+            elif not ahead:
+                said.append(
+                    "No network is better than gradient-boosted trees beyond doubt: they are the simpler choice."
+                )
+        if len(self.seeds) < 5:
+            said.append("Fewer than five seeds: take the intervals as a first look.")
+        return said
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """How it was run."""
+        rows = self.settings["rows"]
+        versions = {json.dumps([row["versions"], row["git"]], sort_keys=True) for row in self.rows}
+        machines = {row["machine"] for row in self.rows}
+        covered = {m: self.rows[0]["metrics"][m] for m in self.rows[0]["metrics"] if m.endswith(".coverage")}
+        notes = [
+            f"{self.settings['data']} at scale {self.settings['scale']}: {rows[0]:,} rows to train on, {rows[1]:,} to "
+            f"choose on, {rows[2]:,} to report on, cut {self.settings['split']}.",
+            "Learning rate and epoch are chosen on the validation part; intervals are 95 % bootstrap over seeds and "
+            "test groups, paired.",
+        ]
+        if self.settings["sparse"]:
+            notes.append(f"Sparse tasks: {_listed(self.settings['sparse'])}.")
+        if covered:
+            parts = ", ".join(f"{name.removesuffix('.coverage')} {share:.0%}" for name, share in covered.items())
+            notes.append(f"GAUC leaves out groups with one class; rows it covers: {parts}.")
+        notes.append(f"Run on {_listed(sorted(machines))}.")
+        if len(versions) > 1:
+            notes.append(f"Careful: the rows come from {len(versions)} different versions of the software.")
+        return notes
+
+    @cached_property
+    def meters(self) -> list[tuple[str, dict[str, float]]]:
+        """Expert meters, for the contestants that have them: mean over seeds."""
+        found = []
+        for label in self.labels:
+            names = sorted({name for row in self.rows if row["label"] == label for name in row["meters"]})
+            if names:
+                found.append((label, {name: self.value(label, name).mean for name in names}))
+        return found
+
+    def text(self, width: int | None = None) -> str:
+        """For the terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
+        header, body = self.table
+        table = Table(title=f"{self.recipe} ({self.settings['scale']})", title_justify="left")
+        for number, name in enumerate(header):
+            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        for cells in body:
+            table.add_row(*cells)
+        console = Console(file=io.StringIO(), width=width or max(Console().width, 100), highlight=False)
+        console.print(table)
+        console.print("\n".join([*self.sentences, "", *self.notes]))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    def markdown(self) -> str:
+        """A table and the sentences."""
+        header, body = self.table
+        lines = [f"# {self.recipe} ({self.settings['scale']})", "", *_markdown_table(header, body), ""]
+        lines += [*self.sentences, "", *[f"- {note}" for note in self.notes]]
+        if self.meters:
+            names = sorted({name for _, meters in self.meters for name in meters})
+            cells = [[label, *[f"{m[n]:.3f}" if n in m else "-" for n in names]] for label, m in self.meters]
+            lines += ["", "## Expert meters", "", *_markdown_table(["method", *names], cells)]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """One line a cell, every metric, meter and cost a column."""
+        records = [
+            {"label": row["label"], "seed": row["seed"], "contestant": row["contestant"]}
+            | row["metrics"]
+            | row["meters"]
+            | row["cost"]
+            for row in self.rows
+        ]
+        columns = list(dict.fromkeys(key for record in records for key in record))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return out.getvalue()
+
+    def json(self) -> str:
+        """Everything, for machines."""
+        header, body = self.table
+        content = {
+            "recipe": self.recipe,
+            "settings": self.settings,
+            "table": [dict(zip(header, cells, strict=True)) for cells in body],
+            "sentences": self.sentences,
+            "notes": self.notes,
+            "rows": list(self.rows),
+        }
+        return json.dumps(content, indent=1)
+
+    def write(self, folder: Path) -> Path:
+        """Write report.md, .csv, .json, .html and rows.jsonl; returns the path of the HTML page."""
+        from koinon.bench.figures import page
+
+        contents = {
+            "report.md": self.markdown(),
+            "report.csv": self.csv(),
+            "report.json": self.json(),
+            "rows.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
+            "report.html": page(self),
+        }
+        for name, text in contents.items():
+            write_whole(folder / name, text)
+        return folder / "report.html"
+
+
+def read_report(folder: Path) -> Report:
+    """The report of the cells a folder holds; raises UserError if it holds none."""
+    head = folder / "comparison.json"
+    cells = sorted((folder / "cells").glob("*.json"))
+    if not head.is_file() or not cells:
+        raise UserError(f"{folder}: holds no finished cell of a comparison; give the folder of a `koinon compare`")
+    loaded = []
+    for file in (head, *cells):
+        try:
+            loaded.append(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{file}: damaged ({error}): delete it, and run the comparison again") from None
+    return Report(loaded[0]["recipe"], loaded[0]["settings"], loaded[1:])
+
+
+def _with_interval(value: Interval, sign: str = "") -> str:
+    if math.isnan(value.low):
+        return f"{value.mean:{sign}.4f}"
+    return f"{value.mean:{sign}.4f} [{value.low:{sign}.4f}, {value.high:{sign}.4f}]"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]

@@ -1,0 +1,205 @@
+"""Which way of sharing one network among several tasks serves a table best?"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from koinon.bench.compare import Recipe, Row
+from koinon.bench.statistics import Measured, Resampling
+from koinon.core import load, pick
+from koinon.data.movielens import movielens
+from koinon.data.related import related
+from koinon.data.tables import TableEncoder, TableFile, World
+from koinon.nn.health import expert_health
+from koinon.nn.params import trained
+from koinon.recipes._trees import BoostedTrees
+from koinon.share._contract import Share
+from koinon.share._tables import Budget, choose, main_metric, measure, predict_rows
+from koinon.share.home import HoME
+from koinon.share.mmoe import MMoE
+from koinon.share.ple import PLE
+from koinon.share.shared_bottom import SharedBottom
+from koinon.share.single_task import SingleTask
+
+M = TypeVar("M", bound=Share)
+
+WORLDS: Mapping[str, Callable[[int | None], World]] = {
+    "movielens": movielens,
+    "related": lambda rows: related(rows or 60_000),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a comparison is."""
+
+    rows: int | None
+    """Rows of a named data set; all if None. A person's own table is always used whole."""
+    seeds: int
+    budget: Budget
+    expert: int
+    """Width of HoME's experts; the others are widened until they have as many parameters."""
+
+
+SCALES: Mapping[str, Scale] = {
+    "tiny": Scale(2_000, 2, Budget(epochs=2, batch=256, rates=(0.01,), embedding=4), expert=8),
+    "demo": Scale(40_000, 2, Budget(epochs=5, batch=1024, rates=(0.003, 0.01)), expert=32),
+    "small": Scale(None, 5, Budget(epochs=10, batch=1024, rates=(0.002, 0.005, 0.015)), expert=64),
+    "full": Scale(None, 10, Budget(epochs=30, batch=4096, rates=(0.0003, 0.001, 0.003, 0.01)), expert=256),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A way of sharing as a contestant."""
+
+    method: Share
+
+    def enter(self, world: World, budget: Budget, seed: int) -> tuple[dict, dict, dict]:
+        """Predictions for the test part, cost, meters."""
+        chosen = choose(self.method, world, budget, seed)
+        inputs, _ = world.test.tensors()
+        embedded = chosen.model.encoder
+        tables = [m for m in embedded.modules() if isinstance(m, TableEncoder)]
+        idle = sum(m.embedding.numel() - m.dim * len(world.schema.categories) for m in tables)
+        cost = {
+            "trained": trained(chosen.model),
+            "active": trained(chosen.model) - idle,
+            "samples": chosen.cost.samples,
+            "passes": chosen.cost.passes,
+            "seconds": round(chosen.cost.seconds, 3),
+            "samples_per_second": round(chosen.cost.samples / chosen.cost.seconds),
+            "rate": chosen.rate,
+            "epoch": chosen.epoch,
+        }
+        return predict_rows(chosen.model, world, inputs), cost, expert_health(chosen.model, [inputs])
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Boosted trees as a contestant."""
+
+    trees: BoostedTrees
+
+    def enter(self, world: World, budget: Budget, seed: int) -> tuple[dict, dict, dict]:
+        """Predictions for the test part, cost, meters."""
+        predictions, cost = self.trees.predict(world, budget, seed)
+        return predictions, cost, {}
+
+
+@dataclass(frozen=True)
+class ShareRecipe(Recipe):
+    """HoME, its baselines and ablations, and trees, on one table at equal parameters and budget."""
+
+    data: str = "movielens"
+    """A named data set, or what a person's own table is to be called."""
+    scale: str = "small"
+    table: TableFile | None = None
+    """A person's own table instead of a named data set."""
+    own: tuple[str, ...] = ()
+    """Methods of a person's own to enter as well, at their defaults: module paths or files."""
+
+    @property
+    def name(self) -> str:
+        """``share-DATA``."""
+        return f"share-{self.data}"
+
+    def prepare(self) -> World:
+        """Read the table, or make the named data set at this scale."""
+        scale = SCALES[pick(self.scale, SCALES, "scale")]
+        if self.table is not None:
+            return self.table.world()
+        return WORLDS[pick(self.data, WORLDS, "data set")](scale.rows)
+
+    def settings(self, world: World) -> Mapping[str, Any]:
+        """What identifies the comparison, and what its report shows."""
+        main = main_metric(world, world.tasks)
+        per_task = [f"{task.name}.{main_metric(world, [task])}" for task in world.tasks]
+        also = [f"mean.{kind}" for kind in ("auc",) if main == "gauc"]
+        return {
+            "data": self.data,
+            "content": _fingerprint(world),
+            "scale": self.scale,
+            "tasks": [dataclasses.asdict(task) for task in world.tasks],
+            "split": world.split,
+            "rows": [len(world.train), len(world.valid), len(world.test)],
+            "sparse": list(world.sparse),
+            "budget": dataclasses.asdict(SCALES[self.scale].budget),
+            "main": f"mean.{main}",
+            "shown": [*also, *([f"sparse.{main}"] if world.sparse and main != "score" else []), *per_task],
+            "baseline": "shared_bottom",
+        }
+
+    def contestants(self, world: World) -> Mapping[str, Network | Trees]:
+        """All at the parameters of HoME (above the encoder), by widening; ablations of HoME keep its widths."""
+        width = SCALES[self.scale].expert
+        embedding = SCALES[self.scale].budget.embedding
+        home = HoME(expert=(width,))
+        size = _parameters(home, world, embedding)
+        mmoe, ple = (
+            _widened(MMoE(), "expert", size, world, embedding),
+            _widened(PLE(), "expert", size, world, embedding),
+        )
+        methods: dict[str, Share] = {
+            "single_task": _widened(SingleTask(), "bottom", size, world, embedding),
+            "shared_bottom": _widened(SharedBottom(), "bottom", size, world, embedding),
+            "mmoe": mmoe,
+            "mmoe_swish": dataclasses.replace(mmoe, swish=True),
+            "ple": ple,
+            "ple_swish": dataclasses.replace(ple, swish=True),
+            "home": home,
+            "home_no_meta_feature_gate": dataclasses.replace(home, meta_feature_gates=0),
+            "home_no_task_feature_gate": dataclasses.replace(home, task_feature_gates=0),
+            "home_no_self_gate": dataclasses.replace(home, self_gate=False),
+            "home_no_mask": dataclasses.replace(home, hierarchy=False),
+            "home_relu": dataclasses.replace(home, swish=False),
+        }
+        entered = {label: Network(method) for label, method in methods.items()}
+        return {**entered, **{name: Network(load(name)()) for name in self.own}, "trees": Trees(BoostedTrees())}  # type: ignore[arg-type]
+
+    def cell(self, world: World, contestant: Network | Trees, seed: int) -> Row:
+        """Train, choose on the validation part, measure on the test part."""
+        predictions, cost, meters = contestant.enter(world, SCALES[self.scale].budget, seed)
+        measured = measure(world, world.test, predictions, Resampling(world.test.groups, len(world.test)))
+        return {
+            "metrics": {name: round(metric.value, 6) for name, metric in measured.items()},
+            "draws": {name: _digits(metric) for name, metric in measured.items() if len(metric.draws)},
+            "meters": {name: round(value, 5) for name, value in meters.items()},
+            "cost": cost,
+        }
+
+
+def _digits(metric: Measured) -> list[float]:
+    return [round(float(value), 5) for value in metric.draws]
+
+
+def _parameters(method: Share, world: World, embedding: int) -> int:
+    """Trained parameters above the encoder."""
+    encoder = TableEncoder(world.schema, embedding)
+    model = method.share(encoder, world.tasks, encoder.width)
+    return trained(model) - trained(model.encoder)
+
+
+def _widened(method: M, field: str, size: int, world: World, embedding: int) -> M:
+    """The method with the width of its layers at which its parameters come nearest to ``size``."""
+    low, high = 1, 4096
+    while low < high:
+        middle = (low + high) // 2
+        if _parameters(dataclasses.replace(method, **{field: (middle,)}), world, embedding) < size:
+            low = middle + 1
+        else:
+            high = middle
+    return dataclasses.replace(method, **{field: (low,)})
+
+
+def _fingerprint(world: World) -> str:
+    """Of all the data's content."""
+    digest = hashlib.blake2b(digest_size=8)
+    for rows in (world.train, world.valid, world.test):
+        for part in (rows.inputs, rows.labels):
+            for name, array in part.items():
+                digest.update(name.encode())
+                digest.update(array.tobytes())
+    return digest.hexdigest()
