@@ -128,7 +128,9 @@ def _opens_with_its_mechanism(kind: type[Method]) -> None:
 
 
 def _documents_every_field(kind: type[Method]) -> None:
-    body = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0].body
+    (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    body = definition.body
     documented = {
         first.target.id
         for first, second in itertools.pairwise(body)
