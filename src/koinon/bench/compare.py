@@ -31,6 +31,11 @@ class Recipe(ABC):
     def name(self) -> str:
         """``capability-data``, which also names the folder of its results."""
 
+    @property
+    @abstractmethod
+    def seeds(self) -> int:
+        """How many seeds to run if nothing else is asked for."""
+
     @abstractmethod
     def prepare(self) -> Any:
         """Load the data once; what it returns goes to every `cell`."""

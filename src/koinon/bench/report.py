@@ -145,17 +145,20 @@ class Report:
 
     def text(self, width: int | None = None) -> str:
         """For the terminal."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
         header, body = self.table
-        table = Table(title=f"{self.recipe} ({self.settings['scale']})", title_justify="left")
-        for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-        for cells in body:
-            table.add_row(*cells)
-        console = Console(file=io.StringIO(), width=width or max(Console().width, 100), highlight=False)
-        console.print(table)
+        shown = len(self.settings["shown"])
+        console = Console(file=io.StringIO(), width=width or max(Console().width, 120), highlight=False)
+        for columns in ([0, 1, 2, 3 + shown, *range(5 + shown, len(header))], [0, *range(3, 3 + shown)]):
+            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            for column in columns:
+                table.add_column(header[column], justify="right" if column else "left", no_wrap=True)
+            for cells in body:
+                table.add_row(*(cells[column] for column in columns))
+            console.print(table)
         console.print("\n".join([*self.sentences, "", *self.notes]))
         return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -187,7 +190,7 @@ class Report:
         return out.getvalue()
 
     def json(self) -> str:
-        """Everything, for machines."""
+        """For machines; the rows themselves are in rows.jsonl."""
         header, body = self.table
         content = {
             "recipe": self.recipe,
@@ -195,7 +198,6 @@ class Report:
             "table": [dict(zip(header, cells, strict=True)) for cells in body],
             "sentences": self.sentences,
             "notes": self.notes,
-            "rows": list(self.rows),
         }
         return json.dumps(content, indent=1)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-DRAWS = 200
+DRAWS = 100
 """Resamplings of the test part's groups; the same ones for every method and seed, so that differences are paired."""
 
 

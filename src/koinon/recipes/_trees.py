@@ -14,6 +14,7 @@ from koinon.share._tables import Budget
 
 try:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.model_selection import KFold, StratifiedKFold
     from sklearn.preprocessing import TargetEncoder
 except ModuleNotFoundError:
     raise UserError("comparing with trees needs scikit-learn: pip install 'koinon[tables]'") from None
@@ -50,7 +51,9 @@ class BoostedTrees:
             {part: rows.inputs[kind] for part, rows in _parts(world)} for kind in ("categories", "numbers")
         )
         large = np.array([size > BINS for size in world.schema.sizes], dtype=bool)
-        encoder = TargetEncoder(random_state=seed, target_type="binary" if task.kind == "binary" else "continuous")
+        binary = task.kind == "binary"
+        folds = (StratifiedKFold if binary else KFold)(5, shuffle=True, random_state=seed)
+        encoder = TargetEncoder(target_type="binary" if binary else "continuous", cv=folds)
 
         def features(part: str, of: NDArray) -> NDArray:
             means = np.zeros((int(of.sum()), 0))
@@ -64,7 +67,7 @@ class BoostedTrees:
         judge = Resampling(None, len(labels["valid"]), draws=0)
         best, chosen = -np.inf, np.zeros(len(test))
         for rate in rates:
-            kind = HistGradientBoostingClassifier if task.kind == "binary" else HistGradientBoostingRegressor
+            kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
             model = kind(
                 learning_rate=rate,
                 max_iter=self.trees,
@@ -74,8 +77,7 @@ class BoostedTrees:
             ).fit(train, labels["train"])
             for on_valid, on_test in zip(_staged(model, valid), _staged(model, test), strict=True):
                 truth = labels["valid"].astype(float)
-                score = judge.auc(truth, on_valid) if task.kind == "binary" else judge.rmse(truth, on_valid)
-                value = score.value if task.kind == "binary" else -score.value
+                value = judge.auc(truth, on_valid).value if binary else -judge.rmse(truth, on_valid).value
                 if value > best:
                     best, chosen = value, on_test
         return chosen

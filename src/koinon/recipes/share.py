@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from koinon.bench.compare import Recipe, Row
 from koinon.bench.statistics import Measured, Resampling
@@ -106,6 +106,11 @@ class ShareRecipe(Recipe):
         """``share-DATA``."""
         return f"share-{self.data}"
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds this scale asks for."""
+        return SCALES[self.scale].seeds
+
     def prepare(self) -> World:
         """Read the table, or make the named data set at this scale."""
         scale = SCALES[pick(self.scale, SCALES, "scale")]
@@ -163,12 +168,52 @@ class ShareRecipe(Recipe):
         """Train, choose on the validation part, measure on the test part."""
         predictions, cost, meters = contestant.enter(world, SCALES[self.scale].budget, seed)
         measured = measure(world, world.test, predictions, Resampling(world.test.groups, len(world.test)))
+        settings = self.settings(world)
         return {
             "metrics": {name: round(metric.value, 6) for name, metric in measured.items()},
-            "draws": {name: _digits(metric) for name, metric in measured.items() if len(metric.draws)},
+            "draws": {name: _digits(measured[name]) for name in dict.fromkeys([settings["main"], *settings["shown"]])},
             "meters": {name: round(value, 5) for name, value in meters.items()},
             "cost": cost,
         }
+
+
+@dataclass(frozen=True)
+class OnData:
+    """Compare ways of sharing on a named data set.
+
+    On a table of your own: koinon compare share --table FILE --tasks NAME:GROUP ...; add --help for its options.
+    """
+
+    data: Literal["movielens", "related"] = "movielens"
+    """MovieLens-100K, or made tasks whose relatedness is known."""
+    scale: Literal["tiny", "demo", "small", "full"] = "small"
+    """How much data, how many seeds and how long."""
+    own: tuple[str, ...] = ()
+    """Methods of your own to enter as well: module paths or files."""
+
+    def recipe(self) -> ShareRecipe:
+        """The comparison."""
+        return ShareRecipe(self.data, self.scale, None, self.own)
+
+
+@dataclass(frozen=True)
+class OnTable:
+    """Compare ways of sharing on a table of your own."""
+
+    file: TableFile
+    scale: Literal["tiny", "demo", "small", "full"] = "small"
+    """How many seeds, how wide and how long; the table is used whole."""
+    own: tuple[str, ...] = ()
+    """Methods of your own to enter as well: module paths or files."""
+
+    def recipe(self) -> ShareRecipe:
+        """The comparison, named after the file."""
+        return ShareRecipe(self.file.table.stem, self.scale, self.file, self.own)
+
+
+def options(arguments: Sequence[str]) -> type[OnData] | type[OnTable]:
+    """The command line's options: those of a table if one is given."""
+    return OnTable if any(word.split("=")[0] == "--table" for word in arguments) else OnData
 
 
 def _digits(metric: Measured) -> list[float]:
