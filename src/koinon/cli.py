@@ -332,7 +332,7 @@ def _one_line(box: str, command: str) -> str:
     parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
     said = " ".join(parts[0])
     if said.startswith("Missing from"):
-        needed = re.findall(r"^│ {5}(\S+)", box, re.MULTILINE)  # what they mean is indented deeper
+        needed = re.findall(r"^│ {5}(--[a-z-]+|[A-Z]{2,})", box, re.MULTILINE)  # what they mean is indented deeper
         return f"missing {', '.join(needed)}; see koinon {command} --help"
     for part in parts[1:]:
         if part[0].startswith("Perhaps you meant"):
