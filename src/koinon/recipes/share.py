@@ -172,7 +172,7 @@ class ShareRecipe(Recipe):
         return {
             "metrics": {name: round(metric.value, 6) for name, metric in measured.items()},
             "draws": {name: _digits(measured[name]) for name in dict.fromkeys([settings["main"], *settings["shown"]])},
-            "meters": {name: round(value, 5) for name, value in meters.items()},
+            "meters": {name: round(value, 5) for name, value in (meters | _on_sparse(world, meters)).items()},
             "cost": cost,
         }
 
@@ -214,6 +214,12 @@ class OnTable:
 def options(arguments: Sequence[str]) -> type[OnData] | type[OnTable]:
     """The command line's options: those of a table if one is given."""
     return OnTable if any(word.split("=")[0] == "--table" for word in arguments) else OnData
+
+
+def _on_sparse(world: World, meters: Mapping[str, float]) -> dict[str, float]:
+    """``underfitting``: the mean of the sparse tasks' meters, if the network has them."""
+    found = [meters[f"underfitting.{name}"] for name in world.sparse if f"underfitting.{name}" in meters]
+    return {"underfitting": sum(found) / len(found)} if found else {}
 
 
 def _digits(metric: Measured) -> list[float]:

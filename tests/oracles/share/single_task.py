@@ -1,0 +1,13 @@
+"""Single task: y_k = h_k(f_k(x)), with an encoder, an f_k and a tower for each task."""
+
+from oracles.plain import mlp, parameters, tower
+
+
+def outputs(method, model, inputs):
+    """What the network must give for a batch in training, task by task."""
+    p = parameters(model)
+    answers = {}
+    for t, task in enumerate(model.tasks):
+        own = model.encoder.encoders[t](inputs)
+        answers[task.name] = tower(p, t, mlp(p, "trunk", t, own, "swish" if method.swish else "relu"))
+    return answers
