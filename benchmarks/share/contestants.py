@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from koinon.nn.experts import Gates
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from koinon.data.tables import Category, Number, Schema, TableEncoder
+from koinon.nn.experts import Bank, Gates
 from koinon.nn.tasks import Task, shared_loss
 from koinon.share._contract import Share, Shared
 from koinon.share.home import HoME
 from koinon.share.mmoe import MMoE
 from koinon.share.ple import PLE
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 TASKS = tuple(Task(f"t{i}", group=("a", "b")[i % 2]) for i in range(6))
 NAMES = [task.name for task in TASKS]
@@ -39,6 +41,15 @@ class Table:
     @property
     def width(self) -> int:
         return self.categories * self.embedding + self.numbers
+
+    def encoder(self) -> nn.Module:
+        """koinon's."""
+        if not self.categories:
+            return nn.Identity()
+        values = tuple(str(value) for value in range(1, self.size))  # and code 0 for every other one
+        categories = tuple(Category(f"c{i}", values) for i in range(self.categories))
+        numbers = tuple(Number(f"n{i}", 0.0, 1.0) for i in range(self.numbers))
+        return TableEncoder(Schema(categories, numbers), self.embedding)
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,11 @@ class Contestant:
     """Its gates add a bias."""
 
 
-SETTINGS = {"trunk": Table(0, 700), "table": Table(100, 600)}
+SETTINGS = {
+    "trunk": Table(0, 700),
+    "table, embedding 8": Table(100, 600, embedding=8),
+    "table, embedding 16": Table(100, 600, embedding=16),
+}
 METHODS: dict[str, Callable[[bool], Share]] = {
     "mmoe": lambda swish: MMoE(experts=8, expert=(EXPERT,), tower=(TOWER,), swish=swish),
     "ple": lambda swish: PLE(levels=2, shared=1, specific=1, expert=(EXPERT,), tower=(TOWER,), swish=swish),
@@ -93,34 +108,15 @@ def draw(table: Table, batch: int) -> Rows:
 
 
 def build(name: str, method: str, table: Table, rows: Rows) -> Contestant:
-    """One contestant; its weights depend on nothing but ``method``, ``table`` and whether it has batch normalisation."""
+    """One contestant, with the weights that every other one of this method and table has."""
     swish = name in ("koinon swish", "torch-rechub")
-    encoder = TableEncoder(table) if table.categories else nn.Identity()
-    ours = METHODS[method](swish).share(encoder, TASKS, table.width)
+    ours = METHODS[method](swish).share(table.encoder(), TASKS, table.width)
     jitter(ours)
     if name.startswith("koinon"):
         return _koinon(name, ours, table, rows)
     if name == "deepctr-torch":
         return _deepctr(ours, method, table, rows)
     return _rechub(name, ours, method, table, rows)
-
-
-class TableEncoder(nn.Module):
-    """Categories through one embedding matrix, then the numbers."""
-
-    offsets: Tensor
-
-    def __init__(self, table: Table):
-        super().__init__()
-        random = torch.Generator().manual_seed(1)
-        self.weight = nn.Parameter(torch.randn(table.categories * table.size, table.embedding, generator=random))
-        self.register_buffer("offsets", torch.arange(table.categories) * table.size, persistent=False)
-
-    def forward(
-        self, inputs: tuple[Int[Tensor, "batch column"], Float[Tensor, "batch number"]]
-    ) -> Float[Tensor, "batch width"]:
-        categories, numbers = inputs
-        return torch.cat([F.embedding(categories + self.offsets, self.weight).flatten(1), numbers], 1)
 
 
 @torch.no_grad()
@@ -134,7 +130,7 @@ def jitter(ours: Shared) -> None:
 
 
 def _koinon(name: str, ours: Shared, table: Table, rows: Rows) -> Contestant:
-    inputs = (rows.categories, rows.numbers) if table.categories else rows.numbers
+    inputs = {"categories": rows.categories, "numbers": rows.numbers} if table.categories else rows.numbers
     labels = dict(zip(NAMES, rows.labels.T.contiguous(), strict=True))
     return Contestant(
         name,
@@ -169,17 +165,17 @@ def _deepctr(ours: Shared, method: str, table: Table, rows: Rows) -> Contestant:
     }
     if method == "mmoe":
         model = MMOE(sparse + dense, num_experts=8, **shape)
-        for expert, ours_ in zip(model.expert_dnn, linears(ours.trunk.experts), strict=True):
-            copy(expert.linears[0], *ours_)
+        for expert, its in zip(model.expert_dnn, linears(ours.trunk.experts), strict=True):
+            copy(expert.linears[0], *its)
         for gate, weight in zip(model.gate_dnn_final_layer, ours.trunk.gates.weight, strict=True):
             copy(gate, weight)
     else:
         model = PLE(sparse + dense, shared_expert_num=1, specific_expert_num=1, num_levels=2, **shape)
         for level, extraction in enumerate(ours.trunk):
-            for experts, ours_ in zip(model.specific_experts[level], linears(extraction.specific), strict=True):
-                copy(experts[0].linears[0], *ours_)
-            for expert, ours_ in zip(model.shared_experts[level][0], linears(extraction.shared), strict=True):
-                copy(expert.linears[0], *ours_)
+            for experts, its in zip(model.specific_experts[level], linears(extraction.specific), strict=True):
+                copy(experts[0].linears[0], *its)
+            for expert, its in zip(model.shared_experts[level][0], linears(extraction.shared), strict=True):
+                copy(expert.linears[0], *its)
             gates = model.specific_gate_dnn_final_layer[level]
             for gate, weight in zip(gates, extraction.task_gates.weight, strict=True):
                 copy(gate, weight.roll(-1, 0))
@@ -213,17 +209,17 @@ def _rechub(name: str, ours: Shared, method: str, table: Table, rows: Rows) -> C
     towers = [{"dims": [TOWER]} for _ in TASKS]
     if method == "mmoe":
         model = MMOE(features, types, 8, expert, towers)
-        for mlp, ours_ in zip(model.experts, linears(ours.trunk.experts), strict=True):
-            copy(mlp.mlp[0], *ours_)
-        for gate, ours_ in zip(model.gates, zip(ours.trunk.gates.weight, ours.trunk.gates.bias), strict=True):
-            copy(gate.mlp[0], *ours_)
+        for mlp, its in zip(model.experts, linears(ours.trunk.experts), strict=True):
+            copy(mlp.mlp[0], *its)
+        for gate, its in zip(model.gates, zip(ours.trunk.gates.weight, ours.trunk.gates.bias), strict=True):
+            copy(gate.mlp[0], *its)
     else:
         model = PLE(features, types, 2, 1, 1, expert, towers)
         for cgc, extraction in zip(model.cgc_layers, ours.trunk, strict=True):
-            for mlp, ours_ in zip(cgc.experts_specific, linears(extraction.specific), strict=True):
-                copy(mlp.mlp[0], *ours_)
-            for mlp, ours_ in zip(cgc.experts_shared, linears(extraction.shared), strict=True):
-                copy(mlp.mlp[0], *ours_)
+            for mlp, its in zip(cgc.experts_specific, linears(extraction.specific), strict=True):
+                copy(mlp.mlp[0], *its)
+            for mlp, its in zip(cgc.experts_shared, linears(extraction.shared), strict=True):
+                copy(mlp.mlp[0], *its)
             for gate, weight in zip(cgc.gates_specific, extraction.task_gates.weight, strict=True):
                 copy(gate.mlp[0], weight.roll(-1, 0))
             if extraction.shared_gate is not None:
@@ -241,9 +237,9 @@ def _rechub(name: str, ours: Shared, method: str, table: Table, rows: Rows) -> C
     return _peer(name, model, inputs, rows.labels, same=same, exact=not as_released)
 
 
-def linears(bank: nn.Module, layer: int = 0) -> Iterator[Sequence[Tensor]]:
+def linears(bank: Bank, layer: int = 0) -> Iterator[Sequence[Tensor]]:
     """Weight and, where the bank has one, bias of each MLP's layer."""
-    tensors = [bank.weights[layer]] + list(bank.biases[layer : layer + 1])
+    tensors = [bank.weights[layer], *bank.biases[layer : layer + 1]]
     return zip(*tensors, strict=True)
 
 
@@ -255,12 +251,12 @@ def copy(linear: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
 
 
 @torch.no_grad()
-def assign(parameter: Tensor, value: Tensor) -> None:
+def assign(parameter: Any, value: Tensor) -> None:
     assert parameter.shape == value.shape
     parameter.copy_(value)
 
 
 def embed(embeddings: nn.ModuleDict, ours: Shared, table: Table) -> None:
     if table.categories:
-        for i, part in enumerate(ours.encoder.weight.split(table.size)):
+        for i, part in enumerate(ours.encoder.embedding.split(table.size)):
             assign(embeddings[f"c{i}"].weight, part)

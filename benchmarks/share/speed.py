@@ -16,17 +16,18 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from contestants import CONTESTANTS, METHODS, SETTINGS, Contestant, build, draw
-from koinon.nn.experts import Gates
+from contestants import CONTESTANTS, SETTINGS, Contestant, build, draw
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+
+from koinon.nn.experts import Gates
 
 BATCH = 4096
 TOLERANCE = 1e-4
 WARMUPS = 5
+COLUMNS = ("", "fwd+bwd ms", "step ms", "samples/s", "/ koinon, fwd+bwd", "/ koinon, step", "GFLOP", "floor", "MB")
 
 
 def main() -> None:
@@ -38,57 +39,57 @@ def main() -> None:
     torch.set_num_threads(1)
     batch, rounds = (512, 5) if chosen.quick else (BATCH, chosen.rounds)
     if chosen.memory:
-        print(peak(*chosen.memory, batch))
+        name, method, setting = chosen.memory
+        print(peak(name, method, setting, batch))
         return
     console = Console(width=120)
-    console.print(machine(batch))
+    rate = gemm_rate(batch)
+    console.print(machine(batch), f"One large matrix product runs at {rate / 1e9:.0f} GFLOP/s.", sep="\n")
     for setting in SETTINGS:
-        for method in METHODS:
-            console.print(measure(method, setting, batch, rounds, console))
+        for method, names in CONTESTANTS.items():
+            if len(names) > 1 or setting == "trunk":  # where nothing is compared, one setting is enough
+                console.print(measure(method, setting, batch, rounds, rate, console))
 
 
-def measure(method: str, setting: str, batch: int, rounds: int, console: Console) -> Table:
+def measure(method: str, setting: str, batch: int, rounds: int, rate: float, console: Console) -> Table:
     rows = draw(SETTINGS[setting], batch)
     contestants = {name: build(name, method, SETTINGS[setting], rows) for name in CONTESTANTS[method]}
-    for thread in threading.enumerate():  # deepctr-torch asks for its newest version in one
-        if thread is not threading.main_thread():
+    for thread in threading.enumerate():  # deepctr-torch asks PyPI for its newest version in one
+        if thread is not threading.main_thread() and not thread.daemon:
             thread.join()
-    for theirs in contestants.values():
-        if theirs.same is not None:
-            console.print(f"{method} {setting}: {theirs.name} against {theirs.same}:", compare(theirs, contestants))
-    times = race(list(contestants.values()), rounds)
-    rate = gemm_rate(batch)
-    table = Table(title=f"{method}, {setting}", title_justify="left")
-    for column in ("contestant", "fwd+bwd ms", "step ms", "samples/s", "koinon is ... times as fast", "(fwd+bwd)"):
-        table.add_column(column, justify="left" if column == "contestant" else "right")
-    table.add_column("products", justify="right")
-    table.add_column("peak MB", justify="right")
     for name, theirs in contestants.items():
-        passes, steps = times[name]
-        ratios = [("", "")] if theirs.same is None else []
         if theirs.same is not None:
-            ours = times[theirs.same]
-            ratios = [(ratio(steps, ours[1]), ratio(passes, ours[0]))]
-        flops = products(theirs)
+            console.print(
+                f"{method}, {setting}: {name} against {theirs.same}: {compare(contestants[theirs.same], theirs)}"
+            )
+    times = race(list(contestants.values()), rounds)
+    table = Table(title=f"{method}, {setting}", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left")
+    for name, contestant in contestants.items():
+        passes, steps = times[name]
+        ours = times.get(contestant.same or "")
+        flops = products(contestant)
         table.add_row(
             name,
             f"{median(passes) * 1e3:.0f}",
             f"{median(steps) * 1e3:.0f}",
             f"{batch / median(steps):,.0f}",
-            *ratios[0],
-            f"{flops / 1e9:.1f} GFLOP, {flops / rate / median(passes):.0%}",
+            ratio(passes, ours[0]) if ours else "",
+            ratio(steps, ours[1]) if ours else "",
+            f"{flops / 1e9:.1f}",
+            f"{flops / rate / median(passes):.0%}",
             f"{memory(name, method, setting, batch == BATCH):,.0f}",
         )
     return table
 
 
-def compare(theirs: Contestant, contestants: dict[str, Contestant]) -> str:
+def compare(ours: Contestant, theirs: Contestant) -> str:
     """Largest difference of probabilities: as built, and, where equal in training, after a step of gradient descent.
 
     Raises:
         SystemExit: it is above the tolerance.
     """
-    ours = contestants[theirs.same or ""]
     differences = {"outputs": difference(ours, theirs)}
     if theirs.exact:
         before = ours.forward().detach()
@@ -122,7 +123,7 @@ def descend(side: Contestant, gate_bias: bool, rate: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in side.model.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter.sub_(rate * parameter.grad)
     for bias in gates:
         bias.requires_grad_(True)
     side.model.zero_grad()
@@ -167,7 +168,7 @@ def gemm_rate(batch: int) -> float:
     """Floating point operations a second of one large product, [batch, 700] by [700, 512]."""
     x, weight = torch.randn(batch, 700), torch.randn(512, 700)
     seconds = []
-    for _ in range(20):
+    for _ in range(50):
         start = time.perf_counter()
         F.linear(x, weight)
         seconds.append(time.perf_counter() - start)

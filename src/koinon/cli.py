@@ -90,7 +90,7 @@ def show(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Show:
-        method: tyro.conf.Positional[str]
+        method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
         """As `koinon list` names it."""
         json: Json = False
         """For machines."""
@@ -164,7 +164,7 @@ def check(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Check:
-        method: tyro.conf.Positional[str]
+        method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
         """A name as `koinon list` gives it, a module path, or a file ending in .py."""
         json: Json = False
         """For machines."""
@@ -177,10 +177,8 @@ def check(arguments: list[str]) -> None:
     from koinon.bench.checks import checks_of
 
     torch.set_num_threads(1)
-    results = []
-    for one in checks_of(kind):
-        result = "exempt: " + one.exempt if one.exempt else _outcome_of(one.run)
-        results.append({"check": one.name, "result": result})
+    found = checks_of(kind)
+    results = [{"check": c.name, "result": f"exempt: {c.exempt}" if c.exempt else _outcome_of(c.run)} for c in found]
     failed = [row for row in results if row["result"] != "passed" and not row["result"].startswith("exempt: ")]
     if options.json:
         print(json.dumps(results, indent=1))
@@ -227,7 +225,7 @@ def report(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class ReportOf:
-        folder: tyro.conf.Positional[Path]
+        folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
         """Where `koinon compare` kept its cells."""
         json: Json = False
         """Print the report as JSON."""
@@ -303,8 +301,8 @@ def capability(name: str, arguments: list[str]) -> None:
         kind = core.load(what)
     else:
         kind = core.load(f"{name}.{pick(what, [*methods, *job.VERBS], f'method of {name}')}")
-    both = make_dataclass("Both", [("method", kind), ("job", job.Job)], frozen=True)
-    both.__doc__ = job.Job.__doc__
+    fields = [("method", kind), ("job", job.Job)]
+    both = make_dataclass("Both", fields, frozen=True, namespace={"__doc__": job.Job.__doc__})
     options: Any = parse(_with_json(both), rest, f"{name} {what}")
     with _waiting(f"{what} on your data"):
         facts = options.it.job.run(options.it.method)
@@ -327,25 +325,24 @@ def parse(kind: type[T], arguments: Sequence[str], command: str) -> T:
 
 
 def _one_line(box: str, command: str) -> str:
-    """The first paragraph of a box, and the flags it suggests."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.strip().splitlines()][1:-1]
-    parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
-    said = " ".join(parts[0])
+    """The first paragraph of a box, drawn in Unicode or ASCII, and the flags it suggests."""
+    lines = [re.sub(r"^(│ |  )", "", line).rstrip("│ ") for line in box.strip("\n").splitlines()[1:]]
+    parts = [part.strip("\n") for part in re.split(r"(?m)^\W*[─-]{3,}.*$", "\n".join(lines)) if part.strip()]
+    said = " ".join(parts[0].split())
+    flags = [re.findall(r"(?m)^ {4}(--[\w-]+|[A-Z]{2,})", part) for part in parts]  # meanings are indented deeper
+    for part, its in zip(parts[1:], flags[1:]):
+        if part.startswith("Perhaps you meant"):
+            said += "; did you mean " + " or ".join(its) + "?"
+        if part.startswith("Unrecognized options") and said.startswith("Missing from") and its:
+            pick(its[0], flags[0], "option")
     if said.startswith("Missing from"):
-        needed = re.findall(r"^│ {5}(--[a-z-]+|[A-Z]{2,})", box, re.MULTILINE)  # what they mean is indented deeper
-        return f"missing {', '.join(needed)}; see koinon {command} --help"
-    for part in parts[1:]:
-        if part[0].startswith("Perhaps you meant"):
-            flags = [flag for line in part[1:] if (flag := re.match(r"--[\w-]+", line))]
-            said += "; did you mean " + " or ".join(flag.group() for flag in flags) + "?"
+        return f"missing {', '.join(flags[0])}; see koinon {command} --help"
     return said[:1].lower() + said[1:]
 
 
 def _with_json(kind: type) -> type:
     fields: list[Any] = [("it", kind), ("json", Json, dataclasses.field(default=False))]
-    made = make_dataclass("WithJson", fields, frozen=True)
-    made.__doc__ = kind.__doc__
-    return made
+    return make_dataclass("WithJson", fields, frozen=True, namespace={"__doc__": kind.__doc__})
 
 
 def _outcome_of(run: Callable[[], None]) -> str:
@@ -400,20 +397,13 @@ class _Tally:
 
 @contextlib.contextmanager
 def _progress(title: str):
+    from rich import progress as show
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn(), TextColumn("{task.fields[newest]}")]  # fmt: skip
+    columns: list[Any] = [title, show.BarColumn(), show.MofNCompleteColumn(), show.TimeElapsedColumn(), "left",
+               show.TimeRemainingColumn(), "{task.fields[newest]}"]  # fmt: skip
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with show.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield _Tally(bar, bar.add_task(title, total=None, newest=""))
 
 
@@ -422,10 +412,7 @@ def _waiting(title: str):
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(title):
+    with console.status(title) if console.is_terminal else contextlib.nullcontext():
         yield
 
 

@@ -13,9 +13,21 @@ EPSILON = 1e-5
 """What batch normalisation adds to a variance."""
 
 
-def parameters(model: nn.Module) -> dict[str, Tensor]:
+class Named(dict[str, Tensor]):
+    """Parameters by name; asking for one that the network does not have is a failed comparison."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise AssertionError(f"the network has no parameter {name}")
+
+
+def parameters(model: nn.Module) -> Named:
     """Every parameter by its name."""
-    return dict(model.named_parameters())
+    return Named(model.named_parameters())
+
+
+def flat(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """One list of all their items."""
+    return [item for items in lists for item in items]
 
 
 def relu(z: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from koinon.core import PACKAGE, UserError, pick
 
 Row = dict[str, Any]
 """One finished cell: label, contestant, seed, metrics, draws, meters, cost, versions, machine."""
+CELL = {"label", "contestant", "seed", "metrics", "draws", "meters", "cost", "versions", "git", "machine"}
+"""What every row has."""
+BACKENDS: Mapping[str, str] = {"loky": "joblib", "dask": "distributed", "ray": "ray"}
+"""joblib's backend and the package it needs."""
 
 
 class Recipe(ABC):
@@ -63,7 +68,7 @@ def compare(
     backend: str = "loky",
     progress: Callable[[int, int, Row | None], None] = lambda done, total, row: None,
 ) -> list[Row]:
-    """Run every cell that ``folder`` does not hold yet; returns the rows of all cells asked for.
+    """Run every cell that ``folder`` does not hold yet; returns the rows of all cells asked for, `in_order`.
 
     Args:
         recipe: what to compare.
@@ -78,6 +83,7 @@ def compare(
     Raises:
         UserError: the folder holds rows of other settings, or a damaged cell.
     """
+    _check_backend(backend)
     contestants = recipe.contestants(world)
     chosen = [pick(label, contestants, "contestant") for label in (labels or contestants)]
     store = Cells(folder, recipe.name, recipe.settings(world))
@@ -92,7 +98,7 @@ def compare(
             found[row["label"], row["seed"]] = row
             done += 1
             progress(done, len(found), row)
-    return [row for row in found.values() if row is not None]
+    return in_order(row for row in found.values() if row is not None)
 
 
 class Cells:
@@ -114,7 +120,7 @@ class Cells:
                 write_whole(file, json.dumps(head, indent=1))
         except OSError as error:
             raise UserError(f"{folder}: cannot keep results there ({error.strerror})") from None
-        held = _load(file)
+        held = read_whole(file)
         for key in ("recipe", *head["settings"]):
             old, new = (part if key == "recipe" else part.get("settings", {}) for part in (held, head))
             if old.get(key) != new[key]:
@@ -128,9 +134,8 @@ class Cells:
         file = self._file(label, contestant, seed)
         if not file.exists():
             return None
-        row = _load(file)
-        missing = {"label", "contestant", "seed", "metrics", "draws", "meters", "cost"} - row.keys()
-        if missing or (row["label"], row["contestant"], row["seed"]) != (label, contestant, seed):
+        row = read_cell(file)
+        if (row["label"], row["contestant"], row["seed"]) != (label, contestant, seed):
             raise UserError(f"{file}: damaged cell: delete it, and it is run again")
         return row
 
@@ -156,7 +161,21 @@ def write_whole(file: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _load(file: Path) -> dict[str, Any]:
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """By seed and label, however they were run: the same cells make the same files."""
+    return sorted(rows, key=lambda row: (row["seed"], row["label"]))
+
+
+def read_cell(file: Path) -> Row:
+    """A finished cell; raises UserError if it is damaged."""
+    row = read_whole(file)
+    if not row.keys() >= CELL:
+        raise UserError(f"{file}: damaged cell: delete it, and it is run again")
+    return row
+
+
+def read_whole(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises UserError if it is damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -164,6 +183,12 @@ def _load(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error}): delete it, and it is made again") from None
     return content
+
+
+def _check_backend(backend: str) -> None:
+    needed = BACKENDS[pick(backend, BACKENDS, "backend")]
+    if importlib.util.find_spec(needed) is None:
+        raise UserError(f"--backend {backend} needs {backend}: pip install {needed}")
 
 
 @contextlib.contextmanager
@@ -175,10 +200,8 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[joblib.Parallel]:
             options = {"inner_max_num_threads": 1}
         elif backend == "dask":
             stack.enter_context(_dask(jobs))
-        elif backend == "ray":
-            _ray(jobs)
         else:
-            pick(backend, ["loky", "dask", "ray"], "backend")
+            _ray(jobs)
         stack.enter_context(joblib.parallel_config(backend=backend, n_jobs=jobs or -1, **options))
         # Ray's joblib backend cannot hand results back one by one.
         yield joblib.Parallel(return_as="list" if backend == "ray" else "generator_unordered")
@@ -187,10 +210,8 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[joblib.Parallel]:
 @contextlib.contextmanager
 def _dask(jobs: int | None) -> Iterator[None]:
     """The cluster named by DASK_SCHEDULER_ADDRESS, or a local one."""
-    try:
-        from distributed import Client
-    except ModuleNotFoundError:
-        raise UserError("--backend dask needs dask: pip install distributed") from None
+    from distributed import Client
+
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     options: dict[str, Any] = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
     with Client(address) if address else Client(**options):
@@ -199,11 +220,9 @@ def _dask(jobs: int | None) -> Iterator[None]:
 
 def _ray(jobs: int | None) -> None:
     """The cluster named by RAY_ADDRESS, or a local one."""
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ModuleNotFoundError:
-        raise UserError("--backend ray needs ray: pip install ray") from None
+    import ray
+    from ray.util.joblib import register_ray
+
     ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else jobs, ignore_reinit_error=True, log_to_driver=False)
     register_ray()
 

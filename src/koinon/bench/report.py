@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from koinon.bench.claims import metric_of
-from koinon.bench.compare import write_whole
+from koinon.bench.compare import in_order, read_cell, read_whole, write_whole
 from koinon.bench.statistics import Interval, interval, paired
 from koinon.core import UserError
 
@@ -223,13 +223,10 @@ def read_report(folder: Path) -> Report:
     cells = sorted((folder / "cells").glob("*.json"))
     if not head.is_file() or not cells:
         raise UserError(f"{folder}: holds no finished cell of a comparison; give the folder of a `koinon compare`")
-    loaded = []
-    for file in (head, *cells):
-        try:
-            loaded.append(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{file}: damaged ({error}): delete it, and run the comparison again") from None
-    return Report(loaded[0]["recipe"], loaded[0]["settings"], loaded[1:])
+    content = read_whole(head)
+    if not content.keys() >= {"recipe", "settings"}:
+        raise UserError(f"{head}: damaged: delete it, and run the comparison again")
+    return Report(content["recipe"], content["settings"], in_order(read_cell(cell) for cell in cells))
 
 
 def _with_interval(value: Interval, sign: str = "") -> str:

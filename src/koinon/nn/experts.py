@@ -68,32 +68,38 @@ class Bank(nn.Module):
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"]
     ) -> Float[Tensor, "batch expert out"]:
         """Run every MLP: all on one input, or the first n/group on the first group's input, and so on."""
-        batch, experts = len(x), len(self.names)
-        if experts == 0:
-            return x.new_zeros(batch, 0, self.sizes[-1])
-        depth = len(self.weights)
+        if not self.names:
+            return x.new_zeros(len(x), 0, self.sizes[-1])
         for layer, weight in enumerate(self.weights):
-            out = weight.shape[1]
-            if x.ndim == 2:
-                x = F.linear(x, weight.flatten(0, 1))
-            else:
-                group = x.shape[1]
-                each = weight.reshape(group, experts // group * out, -1)
-                x = torch.bmm(x.transpose(0, 1), each.transpose(1, 2)).transpose(0, 1).reshape(batch, experts * out)
-            if layer < len(self.biases):
-                x = x + self.biases[layer].flatten()
-            x = self._activate(x) if layer == depth - 1 else F.relu(x)  # batch (expert out)
-            x = x.view(batch, experts, out)
-        return x
+            if layer:
+                x = F.relu(x)
+            x = product(x, weight, self.biases[layer] if layer < len(self.biases) else None)
+        return self._activate(x)
 
-    def _activate(self, x: Float[Tensor, "batch units"]) -> Float[Tensor, "batch units"]:
+    def _activate(self, x: Float[Tensor, "batch expert out"]) -> Float[Tensor, "batch expert out"]:
         if self.last == "linear":
             return x
         if self.last == "relu":
             return F.relu(x)
-        return F.silu(
-            F.batch_norm(x, self.running_mean, self.running_var, self.scale, self.shift, training=self.training)
-        )
+        flat = x.flatten(1)  # batch (expert out)
+        normal = F.batch_norm(flat, self.running_mean, self.running_var, self.scale, self.shift, self.training)
+        return F.silu(normal).view_as(x)
+
+
+def product(
+    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"],
+    weight: Float[Tensor, "expert out width"],
+    bias: Float[Tensor, "expert out"] | None,
+) -> Float[Tensor, "batch expert out"]:
+    """x W_e + b_e for every e at once: all on one input, or expert/group of them on each group's."""
+    experts, out, width = weight.shape
+    if x.ndim == 2:
+        return F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten()).view(-1, experts, out)
+    group = x.shape[1]
+    each = weight.reshape(group, experts // group * out, width).transpose(1, 2)
+    each_x = x.transpose(0, 1)  # group batch width
+    y = torch.bmm(each_x, each) if bias is None else torch.baddbmm(bias.reshape(group, 1, -1), each_x, each)
+    return y.transpose(0, 1).reshape(-1, experts, out)
 
 
 class Gates(nn.Module):
@@ -139,15 +145,11 @@ class Gates(nn.Module):
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch reader width"]
     ) -> Float[Tensor, "batch reader expert"]:
         """What each reader gives each expert; exactly 0 for those it does not see."""
-        readers, visible, _ = self.weight.shape
-        if x.ndim == 2:
-            logits = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten()).view(-1, readers, visible)
-        else:
-            logits = torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.transpose(1, 2)).transpose(0, 1)
+        logits = product(x, self.weight, self.bias)  # batch reader visible
         gates = logits.softmax(-1) if self.squash == "softmax" else logits.sigmoid()
         if self.complete:
             return gates
-        full = gates.new_zeros(len(x), readers, len(self.experts))
+        full = gates.new_zeros(len(x), len(self.readers), len(self.experts))
         return full.scatter(2, self.seen.expand(len(x), -1, -1), gates)
 
     def forward(

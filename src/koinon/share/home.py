@@ -170,10 +170,9 @@ class _FeatureGates(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch owner width"]
     ) -> Float[Tensor, "batch owner width"]:
-        weights = self.mix(x).softmax(-1)  # batch owner l
-        gates = 2 * self.up(self.down(x)).sigmoid()  # batch (owner l) width
-        gates = gates.view(*weights.shape, -1)
-        return (weights.unsqueeze(-1) * gates).sum(2) * (x if x.ndim == 3 else x.unsqueeze(1))
+        weights = 2 * self.mix(x).softmax(-1)  # batch owner l
+        gates = self.up(self.down(x)).sigmoid().view(*weights.shape, -1)  # batch owner l width
+        return (weights.unsqueeze(3) * gates).sum(2) * (x if x.ndim == 3 else x.unsqueeze(1))
 
 
 def _categories(tasks: Sequence[Task]) -> list[str]:

@@ -1,6 +1,7 @@
 """Ways of sharing on a table of one's own: train and keep a model, and apply a kept one."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -8,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from koinon.bench.statistics import Resampling
-from koinon.core import UserError, describe, rebuild
+from koinon.core import UserError, describe, names, rebuild
 from koinon.data.tables import Schema, TableEncoder, TableFile, World, read_table
 from koinon.nn.params import trained
 from koinon.nn.tasks import Task
@@ -51,6 +53,10 @@ class Job:
     def run(self, method: Share) -> dict[str, Any]:
         """Train, keep, and tell how well it does on the test part."""
         _refuse_taken(self.out, self.overwrite)
+        if self.epochs < 1 or self.batch < 3 or self.embedding < 1:
+            raise UserError("--epochs and --embedding take a number from 1, --batch one from 3")
+        if not (self.rates and all(0 < rate < 1 for rate in self.rates)):
+            raise UserError("--rates takes one or more learning rates between 0 and 1")
         world = self.file.world()
         budget = Budget(self.epochs, batch=self.batch, rates=self.rates, embedding=self.embedding)
         chosen = choose(method, world, budget, self.seed)
@@ -70,7 +76,7 @@ class Job:
             "parameters": trained(chosen.model),
             "learning rate": chosen.rate,
             "epoch": chosen.epoch,
-            "test": {name: round(metric.value, 4) for name, metric in measured.items()},
+            "test": {name: round(m.value, 4) for name, m in measured.items() if not math.isnan(m.value)},
         }
 
 
@@ -78,18 +84,22 @@ class Job:
 class Predict:
     """Apply a kept model to a table."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder of a kept model."""
     table: Path
     """CSV, TSV, Parquet or JSON Lines file with the columns the model reads."""
     out: Path
     """CSV or Parquet file for the predictions: a column a task, in the order of the table's rows."""
+    own: str | None = None
+    """Module path or file of the method, if it is one of your own: nothing that a model names is run unasked."""
 
     def run(self) -> dict[str, Any]:
         """Predict, and write the table of predictions whole."""
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"{self.out}: predictions are written as .csv or .parquet")
-        model, schema = kept(self.model)
+        if not self.out.parent.is_dir():
+            raise UserError(f"{self.out}: cannot be written (there is no folder {self.out.parent})")
+        model, schema = kept(self.model, self.own)
         inputs = {name: torch.from_numpy(value) for name, value in schema.encode(read_table(self.table)).items()}
         predictions = schema.in_units({name: value.numpy() for name, value in predict(model, inputs).items()})
         frame = pl.DataFrame(predictions)
@@ -98,7 +108,7 @@ class Predict:
             frame.write_csv(beside) if self.out.suffix == ".csv" else frame.write_parquet(beside)
             os.replace(beside, self.out)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from None
         finally:
             beside.unlink(missing_ok=True)
         return {"out": str(self.out), "rows": len(frame), "columns": frame.columns}
@@ -123,6 +133,7 @@ def keep(model: Shared, method: Share, schema: Schema, embedding: int, out: Path
         beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    aside = beside.with_name(f"{beside.name}.old")
     try:
         (beside / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
         save_file(
@@ -130,22 +141,32 @@ def keep(model: Shared, method: Share, schema: Schema, embedding: int, out: Path
         )
         beside.chmod(0o755)
         if out.exists():
-            shutil.rmtree(out)
+            os.replace(out, aside)
         os.replace(beside, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if aside.exists() and not out.exists():  # stopped between the two
+            os.replace(aside, out)
+        for rest in (beside, aside):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
-def kept(folder: Path) -> tuple[Shared, Schema]:
-    """The model in a folder, and how it reads a table; raises UserError if it is not whole."""
+def kept(folder: Path, own: str | None = None) -> tuple[Shared, Schema]:
+    """The model in a folder, and how it reads a table; ``own`` names its method if that is none of koinon's.
+
+    Raises:
+        UserError: it is not whole, or its method is neither koinon's nor named.
+    """
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "weights.safetensors")
         schema = Schema.rebuild(description["schema"])
         tasks = [Task(**task) for task in description["tasks"]]
-        method = rebuild(description["method"])
+        its = description["method"]
+        if own is None and its["method"] not in names():
+            raise UserError(f"{folder}: its method {its['method']!r} is none of koinon's: give its file with --own")
+        method = rebuild(its | {"method": own or its["method"]})
         assert isinstance(method, Share)
         encoder = TableEncoder(schema, description["embedding"])
         model = method.share(encoder, tasks, encoder.width)
@@ -164,6 +185,9 @@ def _refuse_taken(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists already; give another --out, or --overwrite to replace the model in it")
     if out.exists() and any(out.iterdir()) and not (out / "model.json").exists():
         raise UserError(f"{out}: holds something else than a model; give another --out")
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{out}: cannot be written ({parent} is a file)")
 
 
 def _reading(world: World) -> dict[str, list[str]]:

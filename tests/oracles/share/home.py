@@ -6,8 +6,7 @@ its self gate over its own experts. Every expert reads x * FG(x), FG(x) = sum_l 
 """
 
 import torch
-
-from oracles.plain import mixed, mlp, parameters, sigmoid, tower
+from oracles.plain import flat, mixed, mlp, parameters, sigmoid, tower
 
 
 def outputs(method, model, inputs):
@@ -19,9 +18,9 @@ def outputs(method, model, inputs):
     if method.meta:
         e_shared = experts(method, p, at, 0, method.meta_feature_gates, [v], method.shared)[0]
         e = experts(method, p, at, 1, method.meta_feature_gates, z, method.per_group, before=1)
-        z_shared = mixed(p, f"{at}.shared_gate", 0, v, e_shared + sum(e, []))
+        z_shared = mixed(p, f"{at}.shared_gate", 0, v, e_shared + flat(e))
         for c in range(len(kinds)):
-            z[c] = mixed(p, f"{at}.group_gates", c, v, e_shared + (e[c] if method.hierarchy else sum(e, [])))
+            z[c] = mixed(p, f"{at}.group_gates", c, v, e_shared + (e[c] if method.hierarchy else flat(e)))
             z[c] = z[c] + own(method, p, f"{at}.self_gates", c, v, e[c])
         at = "trunk.1"
     e_shared = experts(method, p, at, 0, method.task_feature_gates, [z_shared], method.shared)[0]
@@ -31,7 +30,7 @@ def outputs(method, model, inputs):
     answers = {}
     for t, task in enumerate(model.tasks):
         x = torch.cat([z_task[t], z_shared], 1) if method.meta else v
-        seen = e_shared + (e[mine[t]] if method.hierarchy else sum(e, [])) + e_own[t]
+        seen = e_shared + (e[mine[t]] if method.hierarchy else flat(e)) + e_own[t]
         y = mixed(p, f"{at}.gates", t, x, seen) + own(method, p, f"{at}.self_gates", t, x, e_own[t])
         answers[task.name] = tower(p, t, y)
     return answers

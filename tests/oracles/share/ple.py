@@ -4,7 +4,7 @@ The shared gate mixes all experts of the level. Shared experts and gate read the
 task's experts and gate read that task's state.
 """
 
-from oracles.plain import mixed, mlp, parameters, tower
+from oracles.plain import flat, mixed, mlp, parameters, tower
 
 
 def outputs(method, model, inputs):
@@ -21,6 +21,6 @@ def outputs(method, model, inputs):
         ]
         above = [mixed(p, f"{at}.task_gates", t, state[t], shared + specific[t]) for t in range(len(model.tasks))]
         if level < method.levels - 1:
-            common = mixed(p, f"{at}.shared_gate", 0, common, shared + sum(specific, []))
+            common = mixed(p, f"{at}.shared_gate", 0, common, shared + flat(specific))
         state = above
     return {task.name: tower(p, t, state[t]) for t, task in enumerate(model.tasks)}

@@ -1,6 +1,7 @@
 """Single task: y_k = h_k(f_k(x)), with an encoder, an f_k and a tower for each task."""
 
 from oracles.plain import mlp, parameters, tower
+from torch.func import functional_call
 
 
 def outputs(method, model, inputs):
@@ -8,6 +9,7 @@ def outputs(method, model, inputs):
     p = parameters(model)
     answers = {}
     for t, task in enumerate(model.tasks):
-        own = model.encoder.encoders[t](inputs)
+        encoder, at = model.encoder.encoders[t], f"encoder.encoders.{t}"
+        own = functional_call(encoder, {name: p[f"{at}.{name}"] for name in encoder.state_dict()}, inputs)
         answers[task.name] = tower(p, t, mlp(p, "trunk", t, own, "swish" if method.swish else "relu"))
     return answers
