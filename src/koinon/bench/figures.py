@@ -175,6 +175,13 @@ PAGE = """<!doctype html>
 <h2>{{ title }}</h2>
 <figure>{{ svg | safe }}</figure>
 {% endfor %}
+<h2>Every metric, mean over seeds</h2>
+<div class="wide"><table>
+<thead><tr>{% for name in report.every_metric[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for cells in report.every_metric[1] %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
 <h2>How it was run</h2>
 <ul class="notes">{% for note in report.notes %}<li>{{ note }}</li>{% endfor %}</ul>
 <h2>What was entered</h2>

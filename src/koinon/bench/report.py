@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from koinon.bench.claims import metric_of
@@ -70,6 +70,16 @@ class Report:
             cells += [_count(self.cost(label, key)) for key in ("trained", "active", "samples_per_second", "peak_mb")]
             body.append(cells)
         return header, body
+
+    @cached_property
+    def every_metric(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of all metrics, each the mean over seeds."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row["metrics"]))
+        body = []
+        for label in self.labels:
+            measured = [metric_of(self.rows, label, name).values() for name in names]
+            body.append([label, *(f"{fmean(m.value for m in values):.4f}" if values else "-" for values in measured)])
+        return ["method", *names], body
 
     def _against_baseline(self, label: str) -> str:
         baseline = self.settings["baseline"]
@@ -167,6 +177,7 @@ class Report:
         header, body = self.table
         lines = [f"# {self.recipe} ({self.settings['scale']})", "", *_markdown_table(header, body), ""]
         lines += [*self.sentences, "", *[f"- {note}" for note in self.notes]]
+        lines += ["", "## Every metric", "", *_markdown_table(*self.every_metric)]
         if self.meters:
             names = sorted({name for _, meters in self.meters for name in meters})
             cells = [[label, *[f"{m[n]:.3f}" if n in m else "-" for n in names]] for label, m in self.meters]

@@ -121,7 +121,9 @@ class ShareRecipe(Recipe):
     def settings(self, world: World) -> Mapping[str, Any]:
         """What identifies the comparison, and what its report shows."""
         main = main_metric(world, world.tasks)
-        per_task = [f"{task.name}.{main_metric(world, [task])}" for task in world.tasks]
+        per_task = [
+            f"{task.name}.{main_metric(world, [task]) if task.kind == 'binary' else 'rmse'}" for task in world.tasks
+        ]
         also = [f"mean.{kind}" for kind in ("auc",) if main == "gauc"]
         return {
             "data": self.data,
