@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from koinon import cli
-from koinon.bench import compare
+from koinon.bench import compare, figures
 from koinon.bench.checks import APPLIED, GENERAL
 from koinon.data import sources
 from koinon.data.related import related
@@ -77,11 +77,15 @@ def commands_of(block: Block) -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
-    """A folder with ``ratings.csv``, from where nothing reaches the network and nothing stays behind."""
+    """A folder with ``ratings.csv``, from where nothing reaches the network and nothing stays behind.
+
+    Figures take longest to draw, and are drawn in a test of their own.
+    """
     make_ratings(tmp_path / "ratings.csv", people=50)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", WIDTH)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(figures, "page", lambda report: report.recipe)
     monkeypatch.setattr(sources, "get", lambda name: tmp_path / sources.SOURCES[name].file)
     monkeypatch.setitem(share.WORLDS, "movielens", lambda rows: related(4_000))
     monkeypatch.setitem(share.WORLDS, "related", lambda rows: related(4_000))

@@ -214,9 +214,9 @@ def ledger(arguments: list[str]) -> None:
         [[str(r["number"]), r["title"], str(r["year"]), r["capability"], r["state"]] for r in rows],
     )
     if options.system:
-        claims = rows[0]["claims"]
         _print_table(
-            ["claim", "state", "difference", "why"], [[c["says"], c["state"], c["text"], c["why"]] for c in claims]
+            ["on", "claim", "state", "difference", "why"],
+            [[c["recipe"], c["says"], c["state"], c["text"], c["why"]] for c in rows[0]["claims"]],
         )
 
 
@@ -341,7 +341,8 @@ def _one_line(box: str, command: str) -> str:
 
 
 def _with_json(kind: type) -> type:
-    fields: list[Any] = [("it", kind), ("json", Json, dataclasses.field(default=False))]
+    flag = Annotated[Json, tyro.conf.arg(help="For machines.")]
+    fields: list[Any] = [("it", kind), ("json", flag, dataclasses.field(default=False))]
     return make_dataclass("WithJson", fields, frozen=True, namespace={"__doc__": kind.__doc__})
 
 

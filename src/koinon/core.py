@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -142,11 +143,20 @@ def _unknown(name: str) -> str:
 
 
 def _import_file(path: Path):
+    import cloudpickle
+
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a method's name or the path of its file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"koinon_own_{path.stem}"  # so that a file json.py does not take the place of json
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses, pickle and inspect look a class up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    cloudpickle.register_pickle_by_value(module)  # other processes cannot import it
     return module

@@ -1,6 +1,7 @@
 """The report as one self-contained HTML page with figures."""
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 from koinon.core import UserError
@@ -9,13 +10,17 @@ try:
     import jinja2
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 except ModuleNotFoundError as error:
     raise UserError(f"the HTML report needs {error.name}: pip install 'koinon[report]'") from None
 
 if TYPE_CHECKING:
     from koinon.bench.report import Report
 
+WIDTH = 10.0
+"""Inches; the page is as wide."""
 INK, ACCENT, QUIET = "#1f2937", "#2563eb", "#9ca3af"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -34,20 +39,28 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def figures(report: "Report") -> dict[str, tuple[str, str]]:
+    """Each figure by a name for its file: title and SVG."""
+    main, baseline = report.settings["main"], report.settings["baseline"]
+    drawn = {
+        "levels": (f"{main}: mean and 95 % interval", _levels),
+        "differences": (f"Difference to {baseline}, paired", _differences),
+        "speed": ("Quality against speed", _tradeoff),
+        "tasks": ("By task: difference to the best method of each task", _by_task),
+    }
+    if report.meters:
+        drawn["meters"] = ("Expert meters (shorter is healthier)", _meters)
+    with matplotlib.rc_context(STYLE):
+        return {name: (title, _svg(draw(report))) for name, (title, draw) in drawn.items()}
+
+
 def page(report: "Report") -> str:
     """HTML with the table, the sentences and the figures inside; needs no other file."""
-    with matplotlib.rc_context(STYLE):
-        figures = [
-            (f"{report.settings['main']}: mean and 95 % interval", _svg(_levels(report))),
-            (f"Difference to {report.settings['baseline']}, paired", _svg(_differences(report))),
-            ("Quality against speed", _svg(_tradeoff(report))),
-            ("By task: difference to the best method of each task", _svg(_by_task(report))),
-        ]
-        if report.meters:
-            figures.append(("Expert meters (nearer to the left is healthier)", _svg(_meters(report))))
     header, body = report.table
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(report=report, header=header, body=body, figures=figures)
+    return environment.from_string(PAGE).render(
+        report=report, header=header, body=body, figures=figures(report).values()
+    )
 
 
 def _svg(figure: Figure) -> str:
@@ -57,8 +70,8 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _rows(report: "Report", width: float = 8.0):
-    figure = Figure(figsize=(width, 0.9 + 0.32 * len(report.labels)), layout="constrained")
+def _rows(report: "Report"):
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(report.labels)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(report.labels)), report.labels)
     axes.invert_yaxis()
@@ -72,16 +85,19 @@ def _levels(report: "Report") -> Figure:
         value = report.value(label, report.settings["main"])
         seeds = [row["metrics"][report.settings["main"]] for row in report.rows if row["label"] == label]
         axes.plot([value.low, value.high], [place, place], color=ACCENT, linewidth=2, solid_capstyle="round")
-        axes.plot(seeds, [place] * len(seeds), "o", color=QUIET, markersize=3)
         axes.plot([value.mean], [place], "o", color=ACCENT, markersize=7)
-    axes.set_xlabel(f"{report.settings['main']} (grey: single seeds)")
+        axes.plot(seeds, [place + 0.28] * len(seeds), "|", color="#6b7280", markersize=6)
+    axes.set_xlabel(f"{report.settings['main']} (small strokes: single seeds)")
     return figure
 
 
 def _differences(report: "Report") -> Figure:
     figure, axes = _rows(report)
     for place, label in enumerate(report.labels):
-        if label == report.settings["baseline"] or report.settings["baseline"] not in report.labels:
+        if report.settings["baseline"] not in report.labels:
+            continue
+        if label == report.settings["baseline"]:
+            axes.plot([0], [place], "o", color=INK, markerfacecolor="white", markersize=7)
             continue
         value = report.difference(label, report.settings["baseline"])
         color = {1: "#15803d", 0: QUIET, -1: "#b91c1c"}[value.sign]
@@ -93,16 +109,23 @@ def _differences(report: "Report") -> Figure:
 
 
 def _tradeoff(report: "Report") -> Figure:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     axes = figure.subplots()
-    for label in report.labels:
-        speed = report.cost(label, "samples_per_second")
-        if speed is not None:
-            quality = report.value(label, report.settings["main"]).mean
-            axes.plot([speed], [quality], "o", color=ACCENT, markersize=7)
-            axes.annotate(label, (speed, quality), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
+    costs = [(label, report.cost(label, "samples_per_second")) for label in report.labels]
+    timed = [(label, speed) for label, speed in costs if speed is not None]
+    quality = {label: report.value(label, report.settings["main"]).mean for label, _ in timed}
+    for place, (label, speed) in enumerate(timed, start=1):  # numbers, because names would overlap
+        axes.plot([speed], [quality[label]], "o", color=ACCENT, markeredgecolor="white", markersize=15)
+        axes.annotate(str(place), (speed, quality[label]), ha="center", va="center", color="white", fontsize=8)
+        height = 1 - 0.06 * (place - 0.5) * min(1, 16 / len(timed))
+        axes.text(1.02, height, f"{place}  {label}", transform=axes.transAxes, va="center", fontsize=9, color=INK)
+    axes.margins(0.08)
     axes.set_xscale("log")
-    axes.set_xlabel("training samples/s, one thread")
+    thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(thousands)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training samples/s, one thread (trees have no such speed)")
     axes.set_ylabel(report.settings["main"])
     return figure
 
@@ -114,15 +137,16 @@ def _by_task(report: "Report") -> Figure:
         (min if name.endswith(".rmse") else max)(row[column] for row in table) for column, name in enumerate(metrics)
     ]
     gaps = [[value - top for value, top in zip(row, best, strict=True)] for row in table]
-    figure = Figure(figsize=(8, 0.9 + 0.32 * len(report.labels)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(report.labels)), layout="constrained")
     axes = figure.subplots()
     lowest = min(min(row) for row in gaps) or -1e-9
-    axes.imshow(gaps, aspect="auto", cmap="Blues", vmin=lowest * 1.3, vmax=0)
+    # Pale for the best, amber for the worst: dark text can be read on every cell.
+    axes.imshow(gaps, aspect="auto", cmap=LinearSegmentedColormap.from_list("gap", ["#f59e0b", "#fef3c7", "#ffffff"]),
+                vmin=lowest, vmax=0)  # fmt: skip
     for y, row in enumerate(gaps):
         for x, gap in enumerate(row):
-            dark = gap > lowest * 0.5
-            axes.text(x, y, f"{gap:+.4f}" if gap else "best", ha="center", va="center", fontsize=8,
-                      color="white" if dark else INK)  # fmt: skip
+            axes.text(x, y, f"{gap:+.4f}" if gap else "best", ha="center", va="center", fontsize=9, color=INK,
+                      fontweight="normal" if gap else "bold")  # fmt: skip
     axes.set_xticks(range(len(metrics)), metrics)
     axes.set_yticks(range(len(report.labels)), report.labels)
     axes.grid(visible=False)
@@ -131,12 +155,18 @@ def _by_task(report: "Report") -> Figure:
 
 def _meters(report: "Report") -> Figure:
     kinds = [k for k in ("collapse", "spread", "degradation") if any(k in meters for _, meters in report.meters)]
-    figure = Figure(figsize=(8, 0.9 + 0.32 * len(report.meters)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(report.meters)), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
+        healthy = 1.0 if kind == "spread" else 0.0
         values = [meters.get(kind, float("nan")) for _, meters in report.meters]
-        axes.barh(range(len(values)), values, color=ACCENT, height=0.6)
-        axes.set_title(kind, fontsize=10, color=INK)
+        bars = axes.barh(
+            range(len(values)), [value - healthy for value in values], left=healthy, color=ACCENT, height=0.6
+        )
+        axes.bar_label(bars, ["" if math.isnan(value) else f"{value:.2f}" for value in values], padding=3, fontsize=8)
+        axes.set_title(f"{kind} ({healthy:g} is healthy)", fontsize=10, color=INK)
+        axes.set_xlim(healthy, None)
+        axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(report.meters)), [label for label, _ in report.meters])
     panels[0].invert_yaxis()
@@ -149,21 +179,23 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>{{ report.recipe }} ({{ report.settings.scale }})</title>
 <style>
-  body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 68rem; margin: 2rem auto;
+  body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 72rem; margin: 2rem auto;
          padding: 0 1rem }
   h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
   .says { background: #eff6ff; border-left: 4px solid #2563eb; padding: .8rem 1rem; margin: 1rem 0 }
   .says p { margin: .2rem 0 }
   .wide { overflow-x: auto }
   table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap }
+  th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap }
   th { white-space: normal; vertical-align: bottom } th:first-child, td:first-child { text-align: left }
-  tr:first-child td { font-weight: 600 }
-  figure { margin: 0 } svg { max-width: 100%; height: auto }
+  tbody tr:first-child td { font-weight: 600 }
+  td:first-child, th:first-child { position: sticky; left: 0; background: #fff }
+  figure { margin: 0 } svg { width: 100%; height: auto }
   .notes { color: #4b5563; font-size: .9rem }
 </style>
 <h1>{{ report.recipe }}</h1>
-<div class="notes">scale {{ report.settings.scale }}, {{ report.seeds | length }} seeds</div>
+<div class="notes">scale {{ report.settings.scale }}, {{ report.seeds | length }}
+seed{{ "s" if report.seeds | length > 1 }}</div>
 <div class="says">{% for sentence in report.sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
 <div class="wide"><table>
 <thead><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr></thead>

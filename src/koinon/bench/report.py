@@ -161,7 +161,9 @@ class Report:
 
         header, body = self.table
         shown = len(self.settings["shown"])
-        console = Console(file=io.StringIO(), width=width or max(Console().width, 120), highlight=False)
+        console = Console(
+            file=io.StringIO(), width=width or max(Console().width, 120), markup=False, emoji=False, highlight=False
+        )
         for columns in ([0, 1, 2, 3 + shown, *range(5 + shown, len(header))], [0, *range(3, 3 + shown)]):
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             for column in columns:
@@ -175,8 +177,8 @@ class Report:
     def markdown(self) -> str:
         """A table and the sentences."""
         header, body = self.table
-        lines = [f"# {self.recipe} ({self.settings['scale']})", "", *_markdown_table(header, body), ""]
-        lines += [*self.sentences, "", *[f"- {note}" for note in self.notes]]
+        lines = [f"# {self.recipe} ({self.settings['scale']})", "", *[f"- {said}" for said in self.sentences], ""]
+        lines += [*_markdown_table(header, body), "", *[f"- {note}" for note in self.notes]]
         lines += ["", "## Every metric", "", *_markdown_table(*self.every_metric)]
         if self.meters:
             names = sorted({name for _, meters in self.meters for name in meters})

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from koinon.core import UserError, pick
 from koinon.nn.params import stream
@@ -132,7 +131,9 @@ class TableEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
         """``inputs`` is what `Schema.encode` gives, as tensors."""
         codes: Int[Tensor, "batch column"] = inputs["categories"]
-        embedded = F.embedding(codes + self.offsets, self.embedding).flatten(1)  # batch (column dim)
+        # The gradient of index_select is a third as costly as that of an embedding lookup on a CPU.
+        rows = self.embedding.index_select(0, (codes + self.offsets).flatten())
+        embedded = rows.view(len(codes), -1)  # batch (column dim)
         return torch.cat([embedded, inputs["numbers"]], 1)
 
 
@@ -348,7 +349,10 @@ def _times(column: pl.Series) -> NDArray:
         row = int(column.is_null().arg_max() or 0)
         raise UserError(f"time column {column.name!r}: empty at row {row + 1}")
     if column.dtype == pl.String:
-        parsed = column.str.to_datetime(strict=False)
+        try:
+            parsed = column.str.to_datetime(strict=False)
+        except pl.exceptions.ComputeError:  # no format fits any value
+            parsed = pl.Series([None] * len(column), dtype=pl.Datetime)
         if parsed.null_count():
             row = int(parsed.is_null().arg_max() or 0)
             raise UserError(
@@ -370,9 +374,10 @@ def _fit_schema(
 ) -> Schema:
     categories, numbers = [], []
     for column in frame.iter_columns():
-        if _is_category(column, named):
-            counts = column.filter(pl.Series(training)).cast(pl.String).drop_nulls().value_counts()
-            values = counts.filter(pl.col("count") >= 2)[column.name].sort().to_list()
+        if _is_category(column, named, training):
+            known = column.filter(pl.Series(training)).cast(pl.String).drop_nulls().alias("value")
+            counts = known.value_counts(name="times")  # the column's own name could be any
+            values = counts.filter(pl.col("times") >= 2)["value"].sort().to_list()
             categories.append(Category(column.name, tuple(values)))
         else:
             numbers.append(_scale(column.name, _numbers(column, missing, math.nan)[training]))
@@ -385,10 +390,12 @@ def _scale(name: str, values: NDArray[np.float64]) -> Number:
     known = values[~np.isnan(values)]
     if len(known) == 0:
         raise UserError(f"column {name!r}: no value in the training part; leave it out")
-    return Number(name, float(known.mean()), float(known.std()) or 1.0)
+    mean, std = float(known.mean()), float(known.std())
+    # The deviation of a constant is rounding; divided by it, another value later would be enormous.
+    return Number(name, mean, std if std > 1e-9 * abs(mean) else 1.0)
 
 
-def _is_category(column: pl.Series, named: set[str]) -> bool:
+def _is_category(column: pl.Series, named: set[str], training: NDArray[np.bool_]) -> bool:
     if column.name in named or column.dtype in (pl.Boolean, pl.Categorical, pl.Enum):
         return True
     if column.dtype == pl.String:
@@ -400,7 +407,7 @@ def _is_category(column: pl.Series, named: set[str]) -> bool:
             )
         return True
     if column.dtype.is_integer():
-        return column.n_unique() <= FEW
+        return column.filter(pl.Series(training)).n_unique() <= FEW
     if not (column.dtype.is_numeric() or column.dtype.is_temporal()):
         raise UserError(f"column {column.name!r} holds {column.dtype}: give --features without it")
     return False

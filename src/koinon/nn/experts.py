@@ -4,7 +4,7 @@ Shapes: batch, expert (one of a bank), reader (one gate), group (experts that re
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from koinon.nn.params import stream, xavier
+
+Linear: TypeAlias = tuple[Tensor, Tensor | None]
+"""Weight [n, out, width] and bias [n, out] of n linear maps."""
+LANES = 16
+"""A product is fastest if its width is a multiple of this; a ragged one can take half as long again."""
 
 
 class Expert(NamedTuple):
@@ -64,24 +69,28 @@ class Bank(nn.Module):
             self.register_buffer("running_mean", torch.zeros(total))
             self.register_buffer("running_var", torch.ones(total))
 
+    @property
+    def first(self) -> Linear:
+        """The weights of the first product."""
+        return self.weights[0], self.biases[0] if len(self.biases) else None
+
     def forward(
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"]
     ) -> Float[Tensor, "batch expert out"]:
         """Run every MLP: all on one input, or the first n/group on the first group's input, and so on."""
+        return self.after(*read(x, self))
+
+    def after(self, x: Float[Tensor, "batch expert hidden"]) -> Float[Tensor, "batch expert out"]:
+        """From the first product, as `read` gives it, to the output."""
         if not self.names:
             return x.new_zeros(len(x), 0, self.sizes[-1])
-        for layer, weight in enumerate(self.weights):
-            if layer:
-                x = F.relu(x)
-            x = product(x, weight, self.biases[layer] if layer < len(self.biases) else None)
-        return self._activate(x)
-
-    def _activate(self, x: Float[Tensor, "batch expert out"]) -> Float[Tensor, "batch expert out"]:
+        for layer, weight in list(enumerate(self.weights))[1:]:
+            x = product(F.relu(x), weight, self.biases[layer] if layer < len(self.biases) else None)
         if self.last == "linear":
             return x
         if self.last == "relu":
             return F.relu(x)
-        flat = x.flatten(1)  # batch (expert out)
+        flat = x.flatten(1).contiguous()  # batch (expert out)
         normal = F.batch_norm(flat, self.running_mean, self.running_var, self.scale, self.shift, self.training)
         return F.silu(normal).view_as(x)
 
@@ -91,15 +100,41 @@ def product(
     weight: Float[Tensor, "expert out width"],
     bias: Float[Tensor, "expert out"] | None,
 ) -> Float[Tensor, "batch expert out"]:
-    """x W_e + b_e for every e at once: all on one input, or expert/group of them on each group's."""
+    """W_e x + b_e for every e at once: all on one input, or expert/group of them on each group's."""
     experts, out, width = weight.shape
     if x.ndim == 2:
-        return F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten()).view(-1, experts, out)
+        return F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten()).view(len(x), experts, out)
     group = x.shape[1]
     each = weight.reshape(group, experts // group * out, width).transpose(1, 2)
     each_x = x.transpose(0, 1)  # group batch width
     y = torch.bmm(each_x, each) if bias is None else torch.baddbmm(bias.reshape(group, 1, -1), each_x, each)
-    return y.transpose(0, 1).reshape(-1, experts, out)
+    return y.transpose(0, 1).reshape(len(x), experts, out)
+
+
+def read(
+    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"], *readers: "Bank | Gates"
+) -> list[Float[Tensor, "batch n out"]]:
+    """The first product of everything that reads ``x``, as one product; hand each to its reader's ``after``.
+
+    One wide product is faster than several narrow ones, above all backwards: the input's gradient is summed inside it.
+    """
+    firsts = [reader.first for reader in readers]
+    if len(firsts) == 1:
+        return [product(x, *firsts[0])]
+    group, width = (1 if x.ndim == 2 else x.shape[1]), x.shape[-1]
+    weights = [weight.reshape(group, weight.shape[0] // group * weight.shape[1], width) for weight, _ in firsts]
+    biases = [
+        rows.new_zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])
+        for rows, (_, bias) in zip(weights, firsts, strict=True)
+    ]
+    sizes = [rows.shape[1] for rows in weights]
+    ragged = -sum(sizes) % LANES
+    if ragged:
+        weights.append(x.new_zeros(group, ragged, width))
+        biases.append(x.new_zeros(group, ragged))
+    y = product(x, torch.cat(weights, 1), torch.cat(biases, 1))  # batch group (all out)
+    parts = y.split([*sizes, ragged], 2)
+    return [part.reshape(len(x), *weight.shape[:2]) for part, (weight, _) in zip(parts, firsts, strict=False)]
 
 
 class Gates(nn.Module):
@@ -141,16 +176,12 @@ class Gates(nn.Module):
         self.weight = nn.Parameter(torch.stack(rows).view(len(self.readers), visible, width))
         self.bias = nn.Parameter(torch.zeros(len(self.readers), visible))
 
-    def weights(
-        self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch reader width"]
-    ) -> Float[Tensor, "batch reader expert"]:
-        """What each reader gives each expert; exactly 0 for those it does not see."""
-        logits = product(x, self.weight, self.bias)  # batch reader visible
-        gates = logits.softmax(-1) if self.squash == "softmax" else logits.sigmoid()
-        if self.complete:
-            return gates
-        full = gates.new_zeros(len(x), len(self.readers), len(self.experts))
-        return full.scatter(2, self.seen.expand(len(x), -1, -1), gates)
+        self.mix = _Mix()
+
+    @property
+    def first(self) -> Linear:
+        """The weights of the product that gives the logits."""
+        return self.weight, self.bias
 
     def forward(
         self,
@@ -158,4 +189,28 @@ class Gates(nn.Module):
         values: Float[Tensor, "batch expert out"],
     ) -> Float[Tensor, "batch reader out"]:
         """Mix the experts' outputs for each reader."""
-        return torch.bmm(self.weights(x), values)
+        (logits,) = read(x, self)
+        return self.after(logits, values)
+
+    def after(
+        self, logits: Float[Tensor, "batch reader visible"], values: Float[Tensor, "batch expert out"]
+    ) -> Float[Tensor, "batch reader out"]:
+        """From the logits, as `read` gives them, to the mixture."""
+        return self.mix(self.weights(logits), values)
+
+    def weights(self, logits: Float[Tensor, "batch reader visible"]) -> Float[Tensor, "batch reader expert"]:
+        """What each reader gives each expert; exactly 0 for those it does not see."""
+        gates = logits.softmax(-1) if self.squash == "softmax" else logits.sigmoid()
+        if self.complete:
+            return gates
+        full = gates.new_zeros(len(logits), len(self.readers), len(self.experts))
+        return full.scatter(2, self.seen.expand(len(logits), -1, -1), gates)
+
+
+class _Mix(nn.Module):
+    """A module of its own, so that what is mixed can be seen by a hook."""
+
+    def forward(
+        self, weights: Float[Tensor, "batch reader expert"], values: Float[Tensor, "batch expert out"]
+    ) -> Float[Tensor, "batch reader out"]:
+        return torch.bmm(weights, values)

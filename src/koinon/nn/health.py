@@ -1,6 +1,7 @@
 """Meters for the three ways in which experts go wrong: collapse, degradation, underfitting."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +28,8 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
     """
     seen: dict[Gates, _Seen] = {}
 
-    def read(gates: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
-        assert isinstance(gates, Gates)
-        x, values = args
-        seen.setdefault(gates, _Seen()).add(gates.weights(x), values)
-
     gates = [module for module in model.modules() if isinstance(module, Gates)]
-    hooks = [module.register_forward_hook(read) for module in gates]
+    hooks = [one.mix.register_forward_hook(partial(_note, seen.setdefault(one, _Seen()))) for one in gates]
     training = model.training
     model.eval()
     try:
@@ -44,8 +40,8 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     meters: dict[str, float] = {}
-    for module, totals in seen.items():
-        for name, value in _meters(module, totals).items():
+    for one, totals in seen.items():
+        for name, value in _meters(one, totals).items():
             worst = min if name.startswith("underfitting") else max
             meters[name] = worst(value, meters.get(name, value))
     return meters
@@ -68,6 +64,10 @@ class _Seen:
         self.zeros = self.zeros + (values == 0).double().mean(2).sum(0)  # expert
         self.sum = self.sum + values.mean(2).sum(0)
         self.squares = self.squares + (values**2).mean(2).sum(0)
+
+
+def _note(seen: _Seen, _mix: nn.Module, args: tuple[Tensor, Tensor], _output: Tensor) -> None:
+    seen.add(*args)
 
 
 def _meters(gates: Gates, seen: _Seen) -> Mapping[str, float]:

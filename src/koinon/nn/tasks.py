@@ -84,4 +84,5 @@ def task_loss(
 def shared_loss(model: nn.Module, batch: tuple[Any, Mapping[str, Tensor]]) -> Float[Tensor, ""]:
     """`task_loss` of a model that knows its ``tasks``, on a batch ``(inputs, labels)``; give this to `train`."""
     inputs, labels = batch
-    return task_loss(model.tasks, model(inputs), labels)  # type: ignore[arg-type]
+    inside = getattr(model, "module", model)  # a wrapper for several devices keeps the model there
+    return task_loss(inside.tasks, model(inputs), labels)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The one training loop, and one way to predict in batches."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -100,17 +101,27 @@ def fit(model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any
     return deque(train(model, batches, loss, **options), maxlen=1)[0]
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; each of its modules is given back in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Any, size: int = 8192) -> dict[str, Tensor]:
     """Probabilities (binary) or values (regression) for each task, [rows], computed ``size`` rows at a time.
 
     The model is put into evaluation mode and given back as it was.
     """
-    training = model.training
-    model.eval()
     rows = len(pytree.tree_leaves(inputs)[0])
-    parts = [model(pytree.tree_map(lambda x, s=s: x[s : s + size], inputs)) for s in range(0, rows, size)]
-    model.train(training)
+    with evaluating(model):
+        parts = [model(pytree.tree_map(lambda x, s=s: x[s : s + size], inputs)) for s in range(0, rows, size)]
     return {
         task.name: KINDS[task.kind].predict(torch.cat([part[task.name] for part in parts]))
         for task in model.tasks  # type: ignore[union-attr]

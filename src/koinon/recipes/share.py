@@ -27,7 +27,7 @@ M = TypeVar("M", bound=Share)
 
 WORLDS: Mapping[str, Callable[[int | None], World]] = {
     "movielens": movielens,
-    "related": lambda rows: related(rows or 60_000),
+    "related": lambda rows: related(max(rows or 60_000, 4_000)),  # the rarest task needs as many
 }
 
 
@@ -46,7 +46,7 @@ class Scale:
 SCALES: Mapping[str, Scale] = {
     "tiny": Scale(2_000, 2, Budget(epochs=2, batch=256, rates=(0.01,), embedding=4), expert=8),
     "demo": Scale(40_000, 2, Budget(epochs=5, batch=1024, rates=(0.003, 0.01)), expert=32),
-    "small": Scale(None, 5, Budget(epochs=10, batch=1024, rates=(0.002, 0.005, 0.015)), expert=64),
+    "small": Scale(None, 5, Budget(epochs=10, batch=1024, rates=(0.005, 0.015)), expert=64),
     "full": Scale(None, 10, Budget(epochs=30, batch=4096, rates=(0.0003, 0.001, 0.003, 0.01)), expert=256),
 }
 
@@ -237,14 +237,21 @@ def _parameters(method: Share, world: World, embedding: int) -> int:
 
 def _widened(method: M, field: str, size: int, world: World, embedding: int) -> M:
     """The method with the width of its layers at which its parameters come nearest to ``size``."""
-    low, high = 1, 4096
+
+    def at(width: int) -> M:
+        return dataclasses.replace(method, **{field: (width,)})
+
+    high = 1
+    while _parameters(at(high), world, embedding) < size:
+        high *= 2
+    low = high // 2 + 1
     while low < high:
         middle = (low + high) // 2
-        if _parameters(dataclasses.replace(method, **{field: (middle,)}), world, embedding) < size:
+        if _parameters(at(middle), world, embedding) < size:
             low = middle + 1
         else:
             high = middle
-    return dataclasses.replace(method, **{field: (low,)})
+    return at(low)
 
 
 def _fingerprint(world: World) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from koinon.bench.checks import Fixture, Outcome
 from koinon.core import Method, UserError
-from koinon.nn.experts import Gates
+from koinon.nn.experts import Bank, Gates, read
 from koinon.nn.params import stream
 from koinon.nn.tasks import Task, shared_loss, task_loss
 from koinon.nn.train import Batches, fit, predict
@@ -84,9 +84,9 @@ def _task_order_does_not_matter(method: Method) -> None:
 def _rows_do_not_mix(method: Method) -> None:
     given = small()
     model = trained(method, given)
-    together, alone = predict(model, given.inputs), predict(model, given.inputs[:1])
+    together, alone = predict(model, given.inputs), predict(model, given.inputs[:2])
     for name in together:
-        torch.testing.assert_close(together[name][:1], alone[name], msg="a prediction depends on the rows beside it")
+        torch.testing.assert_close(together[name][:2], alone[name], msg="a prediction depends on the rows beside it")
 
 
 def _towers_learn_their_own_task_only(method: Method) -> None:
@@ -122,8 +122,51 @@ def _all_state_is_saved(method: Method) -> None:
 
 def _the_seed_matters(method: Method) -> None:
     given = small()
-    one, other = (build(method, given, seed)(given.inputs) for seed in (1, 2))
-    assert all(not torch.equal(one[name], other[name]) for name in one), "another seed starts with the same parameters"
+    one, other = (dict(build(method, given, seed).named_parameters()) for seed in (1, 2))
+    drawn = [name for name, value in one.items() if "encoder" not in name and value.unique().numel() > 1]
+    assert drawn, "no parameter starts at random"
+    same = [name for name in drawn if torch.equal(one[name], other[name])]
+    assert not same, f"{', '.join(same)} start the same with another seed"
+
+
+def _experts_start_different(method: Method) -> None:
+    for module in build(method, small()).modules():
+        if isinstance(module, Bank):
+            for weight in module.weights:
+                drawn = [w for w in weight if bool(w.any())]
+                alike = [i for i, w in enumerate(drawn) if any(torch.equal(w, v) for v in drawn[:i])]
+                assert not alike, f"the experts {alike} start as copies of others"
+
+
+def _all_state_is_registered(method: Method) -> None:
+    for where, module in build(method, small()).named_modules():
+        for name, value in vars(module).items():
+            found = value if isinstance(value, list | tuple) else [value]
+            assert not any(isinstance(v, Tensor) for v in found), f"{where}.{name} is neither parameter nor buffer"
+
+
+def _missing_labels_teach_nothing(method: Method) -> None:
+    given = small()
+    known = ~torch.isnan(given.labels["love"])
+    task = next(task for task in given.tasks if task.name == "love")
+    model = build(method, given).eval()
+    slopes = []
+    for rows in (torch.arange(len(known)), known.nonzero().squeeze(1)):
+        model.zero_grad()
+        task_loss([task], model(given.inputs[rows]), {"love": given.labels["love"][rows]}).backward()
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*slopes, msg="rows without a label change a task's gradient")
+
+
+def _a_weight_scales_its_tasks_gradients(method: Method) -> None:
+    given = small()
+    model = build(method, given).eval()
+    slopes = []
+    for weight in (1.0, 3.0):
+        model.zero_grad()
+        task_loss([replace(given.tasks[0], weight=weight)], model(given.inputs), given.labels).backward()
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(3 * slopes[0], slopes[1], msg="a task's weight does not scale its gradients")
 
 
 def _every_task_is_learned(method: Method) -> None:
@@ -141,7 +184,8 @@ def _gates_are_convex(method: Method) -> None:
     model = trained(method, given)
     for gates in model.modules():
         if isinstance(gates, Gates) and gates.squash == "softmax":
-            weights = gates.weights(torch.randn(7, gates.weight.shape[2], generator=stream(0, "gates")))
+            (logits,) = read(torch.randn(7, gates.weight.shape[2], generator=stream(0, "gates")), gates)
+            weights = gates.weights(logits)
             assert bool((weights >= 0).all()), "a gate is negative"
             torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), msg="a gate does not sum to 1")
 
@@ -175,6 +219,10 @@ FIXTURE = Fixture(
         "everything_learns": _everything_learns,
         "all_state_is_saved": _all_state_is_saved,
         "the_seed_matters": _the_seed_matters,
+        "experts_start_different": _experts_start_different,
+        "all_state_is_registered": _all_state_is_registered,
+        "missing_labels_teach_nothing": _missing_labels_teach_nothing,
+        "a_weight_scales_its_tasks_gradients": _a_weight_scales_its_tasks_gradients,
         "every_task_is_learned": _every_task_is_learned,
         "gates_are_convex": _gates_are_convex,
         "refuses_repeated_and_absent_tasks": _refuses_repeated_and_absent_tasks,

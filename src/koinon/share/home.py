@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, Expert, Gates, experts_of
+from koinon.nn.experts import Bank, Expert, Gates, experts_of, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -89,10 +89,8 @@ class _MetaLevel(nn.Module):
     def forward(self, v: Float[Tensor, "batch width"]) -> Float[Tensor, "batch state out"]:
         """Gives z_shared, then z_c for each category."""
         experts = self.experts(v)
-        z_group = self.group_gates(v, experts)
-        if self.self_gates is not None:
-            z_group = z_group + self.self_gates(v, experts)
-        return torch.cat([self.shared_gate(v, experts), z_group], 1)
+        z_shared, z_group, *z_self = _mixed(v, experts, self.shared_gate, self.group_gates, self.self_gates)
+        return torch.cat([z_shared, sum(z_self, z_group)], 1)
 
 
 class _TaskLevel(nn.Module):
@@ -125,10 +123,8 @@ class _TaskLevel(nn.Module):
             x = torch.cat([z_task, z_shared.expand_as(z_task)], 2)
         else:  # no meta level: everything reads the encoder's vector
             experts, x = self.experts(z), z
-        out = self.gates(x, experts)
-        if self.self_gates is not None:
-            out = out + self.self_gates(x, experts)
-        return out
+        out, *own = _mixed(x, experts, self.gates, self.self_gates)
+        return sum(own, out)
 
 
 class _OwnedExperts(nn.Module):
@@ -170,13 +166,20 @@ class _FeatureGates(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch owner width"]
     ) -> Float[Tensor, "batch owner width"]:
-        weights = 2 * self.mix(x).softmax(-1)  # batch owner l
-        gates = self.up(self.down(x)).sigmoid().view(*weights.shape, -1)  # batch owner l width
+        down, mix = read(x, self.down, self.mix)
+        weights = 2 * mix.softmax(-1)  # batch owner l
+        gates = self.up(down).sigmoid().view(*weights.shape, -1)  # batch owner l width
         return (weights.unsqueeze(3) * gates).sum(2) * (x if x.ndim == 3 else x.unsqueeze(1))
 
 
 def _categories(tasks: Sequence[Task]) -> list[str]:
     return list(dict.fromkeys(task.group for task in tasks))
+
+
+def _mixed(x: Tensor, experts: Float[Tensor, "batch expert out"], *gates: Gates | None) -> list[Tensor]:
+    """The experts mixed by each of the gates, which all read ``x``; those that are switched off give nothing."""
+    on = [one for one in gates if one is not None]
+    return [one.after(logits, experts) for one, logits in zip(on, read(x, *on), strict=True)]
 
 
 def _self_gates(readers: list[str], experts: list[Expert], width: int, seed: int) -> Gates:

@@ -165,7 +165,7 @@ def kept(folder: Path, own: str | None = None) -> tuple[Shared, Schema]:
         tasks = [Task(**task) for task in description["tasks"]]
         its = description["method"]
         if own is None and its["method"] not in names():
-            raise UserError(f"{folder}: its method {its['method']!r} is none of koinon's: give its file with --own")
+            raise UserError(f"its method {its['method']!r} is none of koinon's: give its file with --own")
         method = rebuild(its | {"method": own or its["method"]})
         assert isinstance(method, Share)
         encoder = TableEncoder(schema, description["embedding"])
@@ -173,8 +173,8 @@ def kept(folder: Path, own: str | None = None) -> tuple[Shared, Schema]:
         model.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no model kept by `koinon share`") from None
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     except Exception as error:  # whatever a damaged file makes fail, in whichever library
         raise UserError(f"{folder}: damaged, or not a model kept by `koinon share` ({error})") from None
     return model.eval(), schema

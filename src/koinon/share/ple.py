@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, Gates, experts_of
+from koinon.nn.experts import Bank, Gates, experts_of, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -69,9 +69,15 @@ class _Extraction(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch state width"]
     ) -> Float[Tensor, "batch state out"]:
-        common, each = (x, x) if x.ndim == 2 else (x[:, 0], x[:, 1:])
-        experts = torch.cat([self.shared(common), self.specific(each)], 1)  # batch expert out
-        mixed = self.task_gates(each, experts)  # batch task out
+        common = (self.shared,) if self.shared_gate is None else (self.shared, self.shared_gate)
+        own = (self.specific, self.task_gates)
+        if x.ndim == 2:
+            *shared, specific, task_logits = read(x, *common, *own)
+        else:
+            state, states = x.split([1, x.shape[1] - 1], 1)
+            shared, (specific, task_logits) = read(state.squeeze(1), *common), read(states, *own)
+        experts = torch.cat([self.shared.after(shared[0]), self.specific.after(specific)], 1)  # batch expert out
+        mixed = self.task_gates.after(task_logits, experts)  # batch task out
         if self.shared_gate is None:
             return mixed
-        return torch.cat([self.shared_gate(common, experts), mixed], 1)
+        return torch.cat([self.shared_gate.after(shared[1], experts), mixed], 1)

@@ -42,4 +42,4 @@ class _Common(nn.Module):
         self.bottom, self.tasks = bottom, tasks
 
     def forward(self, v: Float[Tensor, "batch width"]) -> Float[Tensor, "batch task out"]:
-        return self.bottom(v).expand(-1, self.tasks, -1)
+        return self.bottom(v).expand(-1, self.tasks, -1).contiguous()
