@@ -180,9 +180,6 @@ OPTIONS = {
     "own method without a method": Wrong(
         compare("--own", "nothing.py"), ("nothing.py", "exactly one method"), written("x = 1\n", "nothing.py")
     ),
-    "own method of a taken name": Wrong(
-        compare("--own", "json.py"), ("json.py", "another module"), written("x = 1\n", "json.py")
-    ),
     "unknown method": Wrong(share(method="mmo"), ("'mmo'", "'mmoe'")),
     "unknown field": Wrong(share("--expertz", "3"), ("--expertz", "--expert")),
     "field of text": Wrong(share("--experts", "many"), ("--experts", "'many'")),

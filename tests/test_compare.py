@@ -378,10 +378,10 @@ def test_contestants_have_the_parameters_of_home(finished, scale):
 
 
 def test_a_method_of_ones_own_takes_part(capsys, tmp_path, monkeypatch):
-    """A file anywhere, its class pickled to another process."""
+    """A file anywhere, even of a name that Python has taken; its class travels to another process."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     text = (core.PACKAGE / "share" / "mmoe.py").read_text(encoding="utf-8")
-    own = tmp_path / "entered.py"
+    own = tmp_path / "json.py"
     own.write_text(text.replace("class MMoE", "class Entered").replace("(64,)", "(8,)"), encoding="utf-8")
     said = made.say(
         capsys, *arguments(tmp_path), "--own", own, "--methods", "shared_bottom", own, "--jobs", "2", "--seeds", "1"

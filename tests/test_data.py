@@ -741,3 +741,30 @@ def test_related_is_the_same_for_a_seed():
     assert np.array_equal(one.train.inputs["numbers"], again.train.inputs["numbers"])
     assert all(np.array_equal(one.test.labels[t.name], again.test.labels[t.name]) for t in one.tasks)
     assert not np.array_equal(one.train.inputs["numbers"], other.train.inputs["numbers"])
+
+
+def test_a_column_may_be_called_count():
+    world = table_world(made().rename({"city": "count"}), LIKE, features=["count"])
+    assert world.schema.categories[0].values == ("Lima", "Oslo", "Rome")
+
+
+def test_other_rows_do_not_turn_a_category_into_a_number():
+    """Whether an integer is a name is read off the training part alone."""
+    codes = pl.int_range(ROWS) % FEW
+    frame = made().with_columns(code=codes, when=pl.int_range(ROWS))
+    other = frame.with_columns(code=pl.when(pl.col("when") < 160).then(codes).otherwise(pl.int_range(ROWS)))
+    one, two = (table_world(f, LIKE, time="when", features=["code"]).schema for f in (frame, other))
+    assert one == two
+
+
+def test_times_that_are_no_dates_at_all():
+    with fails("time column 'when'", "row 1", "'soon'", "2024-12-31"):
+        table_world(made().with_columns(when=pl.lit("soon")), LIKE, time="when")
+
+
+def test_constants_are_not_divided_by_rounding():
+    size = pl.when(pl.int_range(ROWS) < 160).then(0.1).otherwise(0.2)
+    frame = made().with_columns(size=size, when=pl.int_range(ROWS))
+    world = table_world(frame, LIKE, time="when", features=["size"])
+    assert world.schema.numbers[0].std == 1.0
+    assert abs(world.test.inputs["numbers"]).max() < 1

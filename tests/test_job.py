@@ -298,7 +298,7 @@ def test_a_method_of_ones_own_is_kept_and_applied(capsys, tmp_path, monkeypatch)
     capsys.readouterr()
     table, out = tmp_path / "ratings.csv", tmp_path / "scores.csv"
     said = made.say(capsys, "share", "predict", tmp_path / "model", "--table", table, "--out", out)
-    made.assert_one_line(said, "'kept_own'", "--own")
+    made.assert_one_line(said, "kept_own", "--own")
     assert len(predicted(capsys, tmp_path, table, out, "--own", own)) == 400
 
 

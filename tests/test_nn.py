@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from koinon.core import UserError
-from koinon.nn.experts import Bank, Expert, Gates, experts_of
+from koinon.nn.experts import Bank, Expert, Gates, experts_of, read
 from koinon.nn.health import expert_health
 from koinon.nn.params import stream, trained, xavier
 from koinon.nn.tasks import Task, distinct, parse_task, shared_loss, task_loss
@@ -176,7 +176,7 @@ def test_gates_equal_loops_and_give_exactly_zero_to_the_unseen(squash, each):
     """Each reader on the common input, or on one of its own."""
     gates = gates_of([["shared", "task a"], ["shared", "task b"]], squash)
     x = draw(5, 2, 4) if each else draw(5, 4)
-    weights, values = gates.weights(x), draw(5, 4, 3)
+    weights, values = gates.weights(*read(x, gates)), draw(5, 4, 3)
     for reader, seen in enumerate(([0, 1, 2], [0, 1, 3])):
         own = x[:, reader] if each else x
         scores = torch.stack([own @ gates.weight[reader, i] + gates.bias[reader, i] for i in range(3)], 1)
@@ -190,7 +190,7 @@ def test_gates_equal_loops_and_give_exactly_zero_to_the_unseen(squash, each):
 
 def test_gates_that_see_all_need_no_mask():
     gates = gates_of([["shared", "task a", "task b"]] * 2)
-    weights = gates.weights(draw(5, 4))
+    weights = gates.weights(*read(draw(5, 4), gates))
     assert weights.shape == (5, 2, 4)
     assert bool((weights > 0).all())
     torch.testing.assert_close(weights.sum(-1), torch.ones(5, 2, dtype=torch.float64))
@@ -530,16 +530,11 @@ def test_of_several_gates_the_worst_counts():
 def test_meters_leave_nothing_behind(training):
     """Hooks are removed and the mode is given back, also where the model stops with an error."""
     model = mixture([[0.5, 0.5]] * 2).train(training)
-    seen = []
-    model.gates.weights = lambda x: seen.append(x) or Gates.weights(model.gates, x)
     health(model, values_of(2))
     with pytest.raises(RuntimeError):
         expert_health(model, [(torch.ones(3, 5), values_of(2))])
     assert model.training is model.gates.training is training
-    assert not model.gates._forward_hooks
-    before = len(seen)
-    model((torch.ones(8, 2), values_of(2)))
-    assert len(seen) == before + 1  # its own look at the gates, no meter's
+    assert not model.gates.mix._forward_hooks
 
 
 def test_a_model_without_gates_has_no_meters():
@@ -552,3 +547,14 @@ def test_losses_of_kinds_are_torchs():
     labels = torch.tensor([1.0, 0.0, 1.0])
     loss = task_loss([Task("t")], {"t": out}, {"t": labels})
     assert loss.item() == pytest.approx((200 + 200 + F.softplus(torch.tensor(-3.0)).item()) / 3)
+
+
+def test_predicting_gives_every_module_its_mode_back():
+    """A part the user has frozen in evaluation mode stays so, also where predicting stops with an error."""
+    model, (x, _) = Small(), made(11)
+    model.body.eval()
+    predict(model, x)
+    assert [m.training for m in (model, model.body, model.heads)] == [True, False, True]
+    with pytest.raises(RuntimeError):
+        predict(model, x[:, :2])
+    assert [m.training for m in (model, model.body, model.heads)] == [True, False, True]

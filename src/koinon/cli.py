@@ -234,9 +234,8 @@ def report(arguments: list[str]) -> None:
     from koinon.bench.report import read_report
 
     found = read_report(options.folder)
-    page = found.write(options.folder)
     print(found.json() if options.json else found.text())
-    say(f"report: {page}")
+    say(f"report: {found.write(options.folder)}")
 
 
 def data(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from koinon.nn.experts import Gates
+from koinon.nn.train import evaluating
 
 
 @torch.no_grad()
@@ -30,13 +31,11 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
 
     gates = [module for module in model.modules() if isinstance(module, Gates)]
     hooks = [one.mix.register_forward_hook(partial(_note, seen.setdefault(one, _Seen()))) for one in gates]
-    training = model.training
-    model.eval()
     try:
-        for inputs in batches:
-            model(inputs)
+        with evaluating(model):
+            for inputs in batches:
+                model(inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     meters: dict[str, float] = {}
