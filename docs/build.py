@@ -14,7 +14,7 @@ from mkdocs.commands.build import build as build_site
 from mkdocs.config import load_config
 
 from koinon.bench.claims import RESULTS, read_rows
-from koinon.bench.figures import page
+from koinon.bench.figures import figures, page
 from koinon.bench.pages import ledger_rows, method_facts
 from koinon.bench.report import Report
 from koinon.core import capabilities, names, summary
@@ -74,7 +74,7 @@ def method(name: str) -> str:
     body = [[f"`{f['name']}`", f"`{f['default']}`", f["meaning"]] for f in facts["fields"]]
     lines += [*table(["setting", "default", "meaning"], body), ""]
     if facts["null"]:
-        lines += [f"With `{facts['null']}` it equals the baseline to the bit, which a test checks.", ""]
+        lines += [f"With `{facts['null']}` it equals the baseline, which a test checks.", ""]
     lines += [f"Exempt from the check `{check}`: {reason}." for check, reason in facts["exempt"].items()]
     for system in facts["systems"]:
         lines += ["", f"Part of [system {system['number']}](../systems/{system['number']}.md): {system['title']}."]
@@ -128,8 +128,12 @@ def results() -> dict[str, str]:
             pages[f"results/{recipe}.md"] = page_of([f"# {recipe}", "", NOT_YET])
         else:
             pages[f"results/{recipe}.html"] = page(report)
-            figures = f"[The report with figures]({recipe}.html){{target=_blank}}"
-            pages[f"results/{recipe}.md"] = page_of(["---\nhide: [toc]\n---", report.markdown(), "", figures])
+            drawn = figures(report)
+            pages |= {f"results/{recipe}-{name}.svg": svg for name, (_, svg) in drawn.items()}
+            shown = [f"\n## {title}\n\n![{title}]({recipe}-{name}.svg)" for name, (title, _) in drawn.items()]
+            whole = f"[The report as one page]({recipe}.html){{target=_blank}}"
+            head = "---\nhide: [toc]\n---"
+            pages[f"results/{recipe}.md"] = page_of([head, report.markdown(), *shown, "", whole])
         lines.append(f"- [{recipe}]({recipe}.md): " + (NOT_YET if report is None else report.sentences[0]))
     return {"results/index.md": page_of(lines)} | pages
 
