@@ -18,17 +18,8 @@ from koinon.core import UserError
 from koinon.data import sources
 from koinon.data.movielens import frame_of, movielens, world_of
 from koinon.data.related import RATES, related, task_weights
-from koinon.data.tables import (
-    FEW,
-    Category,
-    Number,
-    Rows,
-    Schema,
-    TableEncoder,
-    TableFile,
-    read_table,
-    table_world,
-)
+from koinon.data.schema import FEW, Category, Number, Schema, TableEncoder
+from koinon.data.tables import Rows, TableFile, read_table, table_world
 from koinon.nn.tasks import Task
 
 ROWS = 200
@@ -226,7 +217,7 @@ def changed_after(frame: pl.DataFrame, time: int) -> pl.DataFrame:
         pl.when(late).then(pl.lit("Bonn")).otherwise(pl.col("city")).alias("city"),
         pl.when(late).then(pl.lit("zoe")).otherwise(pl.col("who")).alias("who"),
         pl.when(late).then(1e6).otherwise(pl.col("size")).alias("size"),
-        pl.when(late).then(1e3).otherwise(pl.col("stars")).alias("stars"),
+        pl.when(late).then(1e3 + pl.col("when")).otherwise(pl.col("stars")).alias("stars"),
     )
 
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from koinon import core
-from koinon.data.tables import Schema, read_table
+from koinon.data.schema import Schema
+from koinon.data.tables import read_table
 from koinon.nn.tasks import Task, shared_loss
 from koinon.nn.train import Batches, fit, predict
 from koinon.share import job

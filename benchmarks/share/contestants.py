@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from koinon.data.tables import Category, Number, Schema, TableEncoder
+from koinon.data.schema import Category, Number, Schema, TableEncoder
 from koinon.nn.experts import Bank, Gates
 from koinon.nn.tasks import Task, shared_loss
 from koinon.share._contract import Share, Shared

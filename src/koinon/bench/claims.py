@@ -40,7 +40,8 @@ def metric_of(rows: Iterable[Mapping[str, Any]], label: str, metric: str) -> dic
     """Seed to metric for one contestant; a meter is a metric without resamplings."""
     return {
         row["seed"]: Measured(
-            (row["metrics"] | row["meters"])[metric], np.array(row["draws"].get(metric, []), dtype=float)
+            float(np.array((row["metrics"] | row["meters"])[metric], dtype=float)),
+            np.array(row["draws"].get(metric, []), dtype=float),
         )
         for row in rows
         if row["label"] == label and metric in (row["metrics"] | row["meters"])

@@ -1,21 +1,18 @@
-"""Tables of a person's own: columns to features and labels, splits that respect time, and an encoder."""
+"""Tables of a person's own: read, checked, and cut into parts in a way that respects time."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from koinon.core import UserError, pick
-from koinon.nn.params import stream
+from koinon.data.schema import Schema, column_of, first_text, fit_schema, scale
 from koinon.nn.tasks import Task, distinct, parse_task
 
 try:
@@ -23,118 +20,12 @@ try:
 except ModuleNotFoundError:
     raise UserError("tables need polars: pip install 'koinon[tables]'") from None
 
-FEW = 20
-"""An integer column with at most this many different values is read as a category."""
 READERS: Mapping[str, Callable[[Path], pl.DataFrame]] = {
     ".csv": lambda path: pl.read_csv(path, infer_schema_length=None),
     ".tsv": lambda path: pl.read_csv(path, infer_schema_length=None, separator="\t"),
     ".parquet": pl.read_parquet,
     ".jsonl": lambda path: pl.read_ndjson(path, infer_schema_length=None),
 }
-
-
-@dataclass(frozen=True)
-class Category:
-    """A column of names: embedded."""
-
-    name: str
-    values: tuple[str, ...]
-    """The values seen at least twice; code 0 stands for every other one, value i has code i + 1."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """A column of numbers: centred and scaled by the training part."""
-
-    name: str
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True)
-class Schema:
-    """How columns become tensors; made from training rows, kept with the model."""
-
-    categories: tuple[Category, ...]
-    numbers: tuple[Number, ...]
-    targets: tuple[Number, ...] = ()
-    """The regression tasks' labels, which are learned centred and scaled."""
-    missing: str = "refuse"
-    """What a missing number is: ``"refuse"`` (an error) or ``"mean"`` (the training part's)."""
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Number of codes of each category."""
-        return [len(category.values) + 1 for category in self.categories]
-
-    def encode(self, frame: pl.DataFrame) -> dict[str, NDArray]:
-        """``{"categories": int64 [rows, columns], "numbers": float32 [rows, columns]}``.
-
-        Raises:
-            UserError: a column is absent, or a number is text, missing or infinite.
-        """
-        codes = [_codes(column_of(frame, c.name), c.values) for c in self.categories]
-        numbers = [(_numbers(column_of(frame, n.name), self.missing, n.mean) - n.mean) / n.std for n in self.numbers]
-        return {
-            "categories": np.stack(codes, 1) if codes else np.zeros((len(frame), 0), np.int64),
-            "numbers": np.stack(numbers, 1).astype(np.float32) if numbers else np.zeros((len(frame), 0), np.float32),
-        }
-
-    def in_units(self, values: Mapping[str, NDArray]) -> dict[str, NDArray[np.float64]]:
-        """Labels or predictions of each task, regressions in the units of the table again."""
-        units = {target.name: target for target in self.targets}
-        return {
-            name: np.asarray(value, float) * units[name].std + units[name].mean
-            if name in units
-            else np.asarray(value, float)
-            for name, value in values.items()
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """As plain data; `Schema.rebuild` is the way back."""
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def rebuild(data: Mapping[str, Any]) -> "Schema":
-        """The schema that `describe` described, also after a round trip through JSON."""
-        return Schema(
-            tuple(Category(c["name"], tuple(c["values"])) for c in data["categories"]),
-            tuple(Number(**n) for n in data["numbers"]),
-            tuple(Number(**n) for n in data["targets"]),
-            data["missing"],
-        )
-
-
-class TableEncoder(nn.Module):
-    """Categories embedded, then numbers: [batch, width], with one embedding matrix for all columns.
-
-    Args:
-        schema: the columns.
-        dim: width of each category's embedding.
-        seed: start of the random streams.
-    """
-
-    offsets: Tensor
-
-    def __init__(self, schema: Schema, dim: int = 16, seed: int = 0):
-        super().__init__()
-        self.dim = dim
-        self.width = dim * len(schema.categories) + len(schema.numbers)
-        drawn = [
-            torch.randn(size, dim, generator=stream(seed, "embedding", category.name)) / math.sqrt(dim)
-            for category, size in zip(schema.categories, schema.sizes, strict=True)
-        ]
-        self.embedding = nn.Parameter(torch.cat(drawn) if drawn else torch.zeros(0, dim))
-        starts = np.cumsum([0, *schema.sizes])[:-1] if schema.sizes else np.zeros(0)
-        self.register_buffer("offsets", torch.tensor(starts, dtype=torch.long), persistent=False)
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
-        """``inputs`` is what `Schema.encode` gives, as tensors."""
-        codes: Int[Tensor, "batch column"] = inputs["categories"]
-        # The gradient of index_select is a third as costly as that of an embedding lookup on a CPU.
-        rows = self.embedding.index_select(0, (codes + self.offsets).flatten())
-        embedded = rows.view(len(codes), -1)  # batch (column dim)
-        return torch.cat([embedded, inputs["numbers"]], 1)
 
 
 @dataclass(frozen=True)
@@ -213,14 +104,19 @@ def read_table(path: Path) -> pl.DataFrame:
     Raises:
         UserError: no such file, another ending, not readable as what it says, or no rows.
     """
-    if path.suffix not in READERS:
+    kind = path.suffix.lower()
+    if kind not in READERS:
         raise UserError(f"{path}: unknown kind of table {path.suffix!r}: give {', '.join(READERS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        frame = READERS[path.suffix](path)
+        frame = READERS[kind](path)
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read as {kind[1:]}: {str(error).splitlines()[0]}") from None
+    for name in frame.columns:
+        first, again, _ = name.rpartition("_duplicated_")  # what polars makes of a repeated name
+        if again and first in frame.columns:
+            raise UserError(f"{path}: two columns are named {first!r}: rename one")
     if len(frame) == 0:
         raise UserError(f"{path}: has no rows")
     return frame
@@ -254,8 +150,11 @@ def table_world(
         UserError: a column that is not there or not usable, or a task with one class only in some part.
     """
     tasks = distinct(tasks)
+    for task in tasks:
+        if task.name in ("mean", "sparse"):
+            raise UserError(f"task {task.name!r}: that name stands for an average over tasks: rename the column")
     labels = {task.name: _labels(frame, task) for task in tasks}
-    chosen = list(features) or [name for name in frame.columns if name not in labels and name != time]
+    chosen = list(dict.fromkeys(features)) or [name for name in frame.columns if name not in labels and name != time]
     for name in chosen:
         column_of(frame, name)
         if name in labels:
@@ -269,8 +168,10 @@ def table_world(
     for name, share in (hide or {}).items():
         labels[name] = np.where((shuffle.random(len(frame)) < share) & (part < 2), np.nan, labels[name])
     _check_classes(tasks, labels, part)
-    targets = tuple(_scale(t.name, labels[t.name][part == 0]) for t in tasks if t.kind == "regression")
-    schema = _fit_schema(frame.select(chosen), part == 0, named, targets, missing)
+    if codes is not None:
+        _check_groups(tasks, labels, part, codes, str(group))
+    targets = tuple(scale(t.name, labels[t.name][part == 0]) for t in tasks if t.kind == "regression")
+    schema = fit_schema(frame.select(chosen), part == 0, named, targets, missing)
     for target in targets:
         labels[target.name] = (labels[target.name] - target.mean) / target.std
     inputs = schema.encode(frame)
@@ -285,15 +186,12 @@ def table_world(
     return World(tasks, schema, train, valid, test, words)
 
 
-def column_of(frame: pl.DataFrame, name: str) -> pl.Series:
-    """The column, or an error that names the nearest one."""
-    return frame[pick(name, frame.columns, "column")]
-
-
 def _labels(frame: pl.DataFrame, task: Task) -> NDArray[np.float64]:
     column = column_of(frame, task.name)
+    if column.null_count() == len(column):
+        raise UserError(f"task {task.name!r}: no label at all, every cell is empty")
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
-        raise UserError(f"task {task.name!r}: the labels are {_first_text(column)}; give numbers, empty where missing")
+        raise UserError(f"task {task.name!r}: the labels are {first_text(column)}; give numbers, empty where missing")
     values = column.cast(pl.Float64).to_numpy().copy()
     if np.isinf(values).any():
         raise UserError(f"task {task.name!r}: infinite label at row {int(np.isinf(values).argmax()) + 1}")
@@ -313,10 +211,25 @@ def _check_classes(tasks: Sequence[Task], labels: Mapping[str, NDArray], part: N
             seen = np.unique(labels[task.name][(part == p) & ~np.isnan(labels[task.name])])
             if len(seen) == 0:
                 raise UserError(f"task {task.name!r}: no label in the {where} part")
-            if task.kind == "binary" and len(seen) < 2:
+            if len(seen) < 2:
+                what = "one class only" if task.kind == "binary" else "one value only"
                 raise UserError(
-                    f"task {task.name!r}: one class only (all {seen[0]:g}) in the {where} part; "
-                    "give both classes, more rows, or leave the task out"
+                    f"task {task.name!r}: {what} (all {seen[0]:g}) in the {where} part; "
+                    "give different ones, more rows, or leave the task out"
+                )
+
+
+def _check_groups(
+    tasks: Sequence[Task], labels: Mapping[str, NDArray], part: NDArray, codes: NDArray[np.int64], group: str
+) -> None:
+    for task in tasks:
+        for p, where in ((1, "validation"), (2, "test")):
+            its = (part == p) & ~np.isnan(labels[task.name])
+            size, positive = np.bincount(codes[its]), np.bincount(codes[its], labels[task.name][its])
+            if task.kind == "binary" and not ((positive > 0) & (positive < size)).any():
+                raise UserError(
+                    f"group column {group!r}: no group has both classes of {task.name!r} in the {where} part, so that "
+                    "metrics within groups have no value; give more rows, larger groups, or no --group"
                 )
 
 
@@ -367,79 +280,3 @@ def _times(column: pl.Series) -> NDArray:
 
 def _group_codes(column: pl.Series) -> NDArray[np.int64]:
     return column.cast(pl.String).fill_null("").rank("dense").to_numpy().astype(np.int64) - 1
-
-
-def _fit_schema(
-    frame: pl.DataFrame, training: NDArray[np.bool_], named: set[str], targets: tuple[Number, ...], missing: str
-) -> Schema:
-    categories, numbers = [], []
-    for column in frame.iter_columns():
-        if _is_category(column, named, training):
-            known = column.filter(pl.Series(training)).cast(pl.String).drop_nulls().alias("value")
-            counts = known.value_counts(name="times")  # the column's own name could be any
-            values = counts.filter(pl.col("times") >= 2)["value"].sort().to_list()
-            categories.append(Category(column.name, tuple(values)))
-        else:
-            numbers.append(_scale(column.name, _numbers(column, missing, math.nan)[training]))
-    if not (categories or numbers):
-        raise UserError("no feature column: give the table at least one column that is neither a task nor the time")
-    return Schema(tuple(categories), tuple(numbers), targets, missing)
-
-
-def _scale(name: str, values: NDArray[np.float64]) -> Number:
-    known = values[~np.isnan(values)]
-    if len(known) == 0:
-        raise UserError(f"column {name!r}: no value in the training part; leave it out")
-    mean, std = float(known.mean()), float(known.std())
-    # The deviation of a constant is rounding; divided by it, another value later would be enormous.
-    return Number(name, mean, std if std > 1e-9 * abs(mean) else 1.0)
-
-
-def _is_category(column: pl.Series, named: set[str], training: NDArray[np.bool_]) -> bool:
-    if column.name in named or column.dtype in (pl.Boolean, pl.Categorical, pl.Enum):
-        return True
-    if column.dtype == pl.String:
-        parses = column.cast(pl.Float64, strict=False).is_not_null().sum()
-        if parses > 0.5 * (len(column) - column.null_count()):
-            raise UserError(
-                f"column {column.name!r}: {_first_text(column)} among numbers; correct it, "
-                f"or read the column as names with --categories {column.name}"
-            )
-        return True
-    if column.dtype.is_integer():
-        return column.filter(pl.Series(training)).n_unique() <= FEW
-    if not (column.dtype.is_numeric() or column.dtype.is_temporal()):
-        raise UserError(f"column {column.name!r} holds {column.dtype}: give --features without it")
-    return False
-
-
-def _codes(column: pl.Series, values: tuple[str, ...]) -> NDArray[np.int64]:
-    known = pl.Series(values, dtype=pl.String)
-    text = column.cast(pl.String)
-    return text.replace_strict(known, np.arange(1, len(values) + 1), default=0, return_dtype=pl.Int64).to_numpy()
-
-
-def _numbers(column: pl.Series, missing: str, fill: float) -> NDArray[np.float64]:
-    if column.dtype.is_temporal():
-        column = column.to_physical()
-    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
-        raise UserError(f"column {column.name!r}: {_first_text(column)} where the model reads numbers")
-    values = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
-    bad = np.isinf(values) if missing == "mean" else ~np.isfinite(values)
-    if bad.any():
-        row = int(bad.argmax())
-        what = "infinite" if np.isinf(values[row]) else "missing (empty or NaN)"
-        raise UserError(
-            f"column {column.name!r}: {what} at row {row + 1}, {int(bad.sum())} in all; "
-            "fill them, leave the column out, or give --missing mean"
-        )
-    return np.where(np.isnan(values), fill, values)
-
-
-def _first_text(column: pl.Series) -> str:
-    """The first value that is no number, and where."""
-    if column.dtype != pl.String:
-        return f"{column.dtype}"
-    bad = column.cast(pl.Float64, strict=False).is_null() & column.is_not_null()
-    row = int(bad.arg_max() or 0)
-    return f"text ({column[row]!r} at row {row + 1})"

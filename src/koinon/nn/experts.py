@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from koinon.core import UserError
 from koinon.nn.params import stream, xavier
 
 Linear: TypeAlias = tuple[Tensor, Tensor | None]
@@ -51,6 +52,8 @@ class Bank(nn.Module):
 
     def __init__(self, names: Sequence[object], sizes: Sequence[int], seed: int, last: str = "relu", bias: bool = True):
         super().__init__()
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise UserError(f"layers of the widths {tuple(sizes[1:])}: give at least one, each from 1")
         self.names = tuple(names)
         self.sizes = tuple(sizes)
         self.last = last
@@ -167,6 +170,8 @@ class Gates(nn.Module):
         seen = [[i for i, expert in enumerate(experts) if expert.owner in owners] for owners in sees]
         self.register_buffer("seen", torch.tensor(seen, dtype=torch.long), persistent=False)
         visible = len(seen[0])
+        if visible == 0:
+            raise UserError(f"{readers[0]} would have no expert to read: give it at least one")
         self.complete = visible == len(self.experts)
         rows = [
             xavier(1, width, stream(seed, "gate", squash, reader, experts[expert]))

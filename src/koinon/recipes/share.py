@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -11,7 +12,8 @@ from koinon.bench.statistics import Measured, Resampling
 from koinon.core import load, pick
 from koinon.data.movielens import movielens
 from koinon.data.related import related
-from koinon.data.tables import TableEncoder, TableFile, World
+from koinon.data.schema import TableEncoder
+from koinon.data.tables import TableFile, World
 from koinon.nn.health import expert_health
 from koinon.nn.params import trained
 from koinon.recipes._trees import BoostedTrees
@@ -172,7 +174,7 @@ class ShareRecipe(Recipe):
         measured = measure(world, world.test, predictions, Resampling(world.test.groups, len(world.test)))
         settings = self.settings(world)
         return {
-            "metrics": {name: round(metric.value, 6) for name, metric in measured.items()},
+            "metrics": {name: _number(metric.value, 6) for name, metric in measured.items()},
             "draws": {name: _digits(measured[name]) for name in dict.fromkeys([settings["main"], *settings["shown"]])},
             "meters": {name: round(value, 5) for name, value in (meters | _on_sparse(world, meters)).items()},
             "cost": cost,
@@ -224,8 +226,13 @@ def _on_sparse(world: World, meters: Mapping[str, float]) -> dict[str, float]:
     return {"underfitting": sum(found) / len(found)} if found else {}
 
 
-def _digits(metric: Measured) -> list[float]:
-    return [round(float(value), 5) for value in metric.draws]
+def _digits(metric: Measured) -> list[float | None]:
+    return [_number(float(value), 5) for value in metric.draws]
+
+
+def _number(value: float, digits: int) -> float | None:
+    """None where a metric has no value: JSON knows no NaN."""
+    return None if math.isnan(value) else round(value, digits)
 
 
 def _parameters(method: Share, world: World, embedding: int) -> int:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from koinon.bench.statistics import Measured, Resampling, mean_of
-from koinon.data.tables import Rows, TableEncoder, World
+from koinon.core import UserError
+from koinon.data.schema import TableEncoder
+from koinon.data.tables import Rows, World
 from koinon.nn.tasks import shared_loss
 from koinon.nn.train import Batches, Cost, predict, train
 from koinon.share._contract import Share, Shared
@@ -60,7 +62,8 @@ def choose(method: Share, world: World, budget: Budget, seed: int) -> Chosen:
             if cost.epochs - top_epoch >= budget.patience:
                 break
         spent = Cost(*(a + b for a, b in zip(vars(spent).values(), vars(cost).values(), strict=True)))
-    assert best is not None
+    if best is None:
+        raise UserError(f"no learning rate of {budget.rates} gives finite predictions: give smaller ones with --rates")
     return replace(best, cost=spent)
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from koinon.bench.statistics import Resampling
 from koinon.core import UserError, describe, names, rebuild
-from koinon.data.tables import Schema, TableEncoder, TableFile, World, read_table
+from koinon.data.schema import Schema, TableEncoder
+from koinon.data.tables import TableFile, World, read_table
 from koinon.nn.params import trained
 from koinon.nn.tasks import Task
 from koinon.nn.train import predict

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from koinon.core import Paper
+from koinon.core import Paper, UserError
 from koinon.nn.experts import Bank, Gates, experts_of, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
@@ -42,6 +42,8 @@ class PLE(Share):
     def share(self, encoder: nn.Module, tasks: Sequence[Task], width: int, seed: int = 0) -> Shared:
         """See `Share.share`."""
         tasks = distinct(tasks)
+        if self.levels < 1 or not self.expert:
+            raise UserError("PLE has at least one level, and its experts at least one layer")
         widths = [width] + [self.expert[-1]] * (self.levels - 1)
         trunk = nn.Sequential(
             *(
