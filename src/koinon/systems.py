@@ -1,5 +1,6 @@
 """The 81 published systems as data: where each one lives here and what its paper claims."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -39,34 +40,103 @@ class System:
     """What is done otherwise here than in the paper, and why."""
 
 
-def _home_claims(recipe: str, kind: str) -> tuple[Claim, ...]:
-    """What the HoME paper says of its whole and of its parts, on one data set at equal parameters and budget."""
+def _home_claims(recipe: str, kind: str, why: str, whys: Mapping[str, str]) -> tuple[Claim, ...]:
+    """What the HoME paper says of its whole and of its parts, on one data set at equal parameters and budget.
+
+    Args:
+        recipe: name of the rows.
+        kind: of the metric that counts.
+        why: reason for those that do not hold.
+        whys: reasons of their own for some, by what they say.
+    """
     mean, sparse = f"mean.{kind}", f"sparse.{kind}"
-    parts = {
-        "home_no_meta_feature_gate": "the feature gates of the meta level help",
-        "home_no_task_feature_gate": "the feature gates of the task level help",
-        "home_no_self_gate": "the self gates help",
-        "home_no_mask": "the hierarchy mask helps",
-        "home_relu": "normalised Swish experts help HoME",
-    }
-    return (
-        Claim("HoME predicts better than MMoE", recipe, "home", "mmoe", mean),
-        Claim("HoME predicts better than PLE", recipe, "home", "ple", mean),
-        Claim("HoME predicts better than a shared bottom", recipe, "home", "shared_bottom", mean),
-        Claim("normalised Swish experts help MMoE", recipe, "mmoe_swish", "mmoe", mean),
-        Claim("normalised Swish experts do not explain the gain over MMoE", recipe, "home", "mmoe_swish", mean),
-        Claim("normalised Swish experts do not explain the gain over PLE", recipe, "home", "ple_swish", mean),
-        Claim("HoME helps sparse tasks more than PLE does", recipe, "home", "ple", sparse),
-        *(Claim(says, recipe, "home", without, mean) for without, says in parts.items()),
-        Claim("normalised Swish experts do not collapse", recipe, "home", "home_relu", "collapse", lower=True),
-        Claim(
-            "HoME's shared experts are less owned by one task than PLE's", recipe, "home", "ple", "degradation", True
-        ),
-        Claim("the mask keeps shared experts from one owner", recipe, "home", "home_no_mask", "degradation", True),
-        Claim("the self gate keeps sparse tasks on their experts", recipe, "home", "home_no_self_gate", "underfitting"),
-        Claim("HoME's sparse tasks use their own experts more than PLE's", recipe, "home", "ple", "underfitting"),
+    claims = [
+        ("HoME predicts better than MMoE", "home", "mmoe", mean),
+        ("HoME predicts better than PLE", "home", "ple", mean),
+        ("HoME predicts better than a shared bottom", "home", "shared_bottom", mean),
+        ("normalised Swish experts help MMoE", "mmoe_swish", "mmoe", mean),
+        ("normalised Swish experts do not explain the gain over MMoE", "home", "mmoe_swish", mean),
+        ("normalised Swish experts do not explain the gain over PLE", "home", "ple_swish", mean),
+        ("HoME helps sparse tasks more than PLE does", "home", "ple", sparse),
+        ("the feature gates of the meta level help", "home", "home_no_meta_feature_gate", mean),
+        ("the feature gates of the task level help", "home", "home_no_task_feature_gate", mean),
+        ("the self gates help", "home", "home_no_self_gate", mean),
+        ("the hierarchy mask helps", "home", "home_no_mask", mean),
+        ("normalised Swish experts help HoME", "home", "home_relu", mean),
+        ("normalised Swish experts do not collapse", "home", "home_relu", "collapse"),
+        ("HoME's shared experts are less owned by one task than PLE's", "home", "ple", "degradation"),
+        ("the mask keeps shared experts from one owner", "home", "home_no_mask", "degradation"),
+        ("the self gate keeps sparse tasks on their experts", "home", "home_no_self_gate", "underfitting"),
+        ("HoME's sparse tasks use their own experts more than PLE's", "home", "ple", "underfitting"),
+    ]
+    return tuple(
+        Claim(says, recipe, better, than, metric, metric in ("collapse", "degradation"), whys.get(says, why))
+        for says, better, than, metric in claims
     )
 
+
+_MAIN_GATE = (
+    "the meter reads the main gate: with the self gate beside it a task's own experts reach the tower"
+    " anyway, and the main gate turns to the shared ones"
+)
+_HOME = (
+    *_home_claims(
+        "share-movielens",
+        "gauc",
+        "five seeds cannot show it: a difference of two networks varies by 0.006 between seeds, so that a"
+        " gain under 0.008 stays hidden, and the paper's are near 0.005; the four tasks are thresholds of"
+        " one rating, which a shared bottom serves as well",
+        {
+            "normalised Swish experts help MMoE": (
+                "MMoE's ReLU experts do collapse (the worst of them gives 57 to 68 % zeros), but the others are "
+                "enough for four thresholds of one rating"
+            ),
+            "HoME's shared experts are less owned by one task than PLE's": (
+                "ownership varies more between seeds (0.29 to 0.57 in HoME, 0.34 to 0.65 in PLE) than between the two"
+            ),
+            "the mask keeps shared experts from one owner": (
+                "ownership varies more between seeds (0.29 to 0.57 with the mask, 0.23 to 0.77 without) than "
+                "between the two"
+            ),
+            "the self gate keeps sparse tasks on their experts": _MAIN_GATE,
+            "HoME's sparse tasks use their own experts more than PLE's": (
+                "use varies more between seeds (0.07 to 0.41 of the fair share in HoME, 0.02 to 0.59 in PLE) than "
+                "between the two"
+            ),
+        },
+    ),
+    *_home_claims(
+        "share-related",
+        "auc",
+        "the difference is smaller than what five seeds can show",
+        {
+            "normalised Swish experts do not explain the gain over MMoE": (
+                "here they do: MMoE with the same experts predicts as well as HoME"
+            ),
+            "normalised Swish experts do not explain the gain over PLE": (
+                "here they do: PLE with the same experts predicts better than HoME"
+            ),
+            "the feature gates of the meta level help": (
+                "they harm: the inputs are independent normal numbers that count the same in every row, so that "
+                "there is nothing to gate; HoME without them is the best of all"
+            ),
+            "the self gates help": (
+                "there is no underfitting to cure: without the self gate too, sparse tasks use their own experts at"
+                " about their fair share"
+            ),
+            "HoME's shared experts are less owned by one task than PLE's": (
+                "ownership varies more between seeds (0.27 to 0.53 in HoME, 0.21 to 0.58 in PLE) than between the two"
+            ),
+            "the mask keeps shared experts from one owner": (
+                "ownership varies more between seeds (0.27 to 0.53 in HoME) than between the two"
+            ),
+            "the self gate keeps sparse tasks on their experts": _MAIN_GATE,
+            "HoME's sparse tasks use their own experts more than PLE's": (
+                "HoME's do at 0.88 of the fair share and PLE's at 0.65, but between seeds HoME's vary from 0.30 to 1.73"
+            ),
+        },
+    ),
+)
 
 SYSTEMS: tuple[System, ...] = (
     System(
@@ -207,7 +277,7 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2408.05430",
         "share",
         methods=("share.home",),
-        claims=(*_home_claims("share-movielens", "gauc"), *_home_claims("share-related", "auc")),
+        claims=_HOME,
         departures=(
             "Feature gates are one for each expert group on both levels and start as the identity; "
             "the paper leaves sizes and start open.",

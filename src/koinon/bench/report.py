@@ -138,9 +138,27 @@ class Report:
         if covered:
             parts = ", ".join(f"{name.removesuffix('.coverage')} {share:.0%}" for name, share in covered.items())
             notes.append(f"GAUC leaves out groups with one class; rows it covers: {parts}.")
+        notes += self._at_the_edge()
         notes.append(f"Run on {_listed(sorted(machines))}.")
         if len(versions) > 1:
             notes.append(f"Careful: the rows come from {len(versions)} different versions of the software.")
+        return notes
+
+    def _at_the_edge(self) -> list[str]:
+        """Who might have gained from a larger budget: most seeds chose the last epoch, or the largest rate."""
+        budget = self.settings["budget"]
+        edges = (
+            ("epoch", budget["epochs"], "the last epoch, and may not have finished learning"),
+            ("rate", max(budget["rates"]), "the largest learning rate, and might do better with a larger one"),
+        )
+        notes = []
+        for key, edge, words in edges:
+            chose = {
+                label: [row["cost"].get(key) for row in self.rows if row["label"] == label] for label in self.labels
+            }
+            who = [label for label, values in chose.items() if values.count(edge) > len(values) / 2]
+            if who and len(budget["rates"]) > (key == "rate"):
+                notes.append(f"Most seeds chose {words}: {_listed(who)}.")
         return notes
 
     @cached_property
