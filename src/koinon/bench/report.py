@@ -146,7 +146,9 @@ class Report:
 
     def _at_the_edge(self) -> list[str]:
         """Who might have gained from a larger budget: most seeds chose the last epoch, or the largest rate."""
-        budget = self.settings["budget"]
+        budget = self.settings.get("budget")
+        if budget is None:
+            return []
         edges = (
             ("epoch", budget["epochs"], "the last epoch, and may not have finished learning"),
             ("rate", max(budget["rates"]), "the largest learning rate, and might do better with a larger one"),

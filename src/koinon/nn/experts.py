@@ -52,7 +52,7 @@ class Bank(nn.Module):
 
     def __init__(self, names: Sequence[object], sizes: Sequence[int], seed: int, last: str = "relu", bias: bool = True):
         super().__init__()
-        if len(sizes) < 2 or min(sizes) < 1:
+        if len(sizes) < 2 or (names and min(sizes) < 1):  # no MLP at all may have any width
             raise UserError(f"layers of the widths {tuple(sizes[1:])}: give at least one, each from 1")
         self.names = tuple(names)
         self.sizes = tuple(sizes)
