@@ -3,10 +3,8 @@
 A capability adds ``_checks.py`` with a `Fixture`: how to apply a method to something tiny, and what else must be true.
 """
 
-import ast
 import importlib
 import inspect
-import itertools
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
@@ -15,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from koinon.bench.pages import field_docs
 from koinon.core import Method, Paper, UserError, build, capabilities, describe, rebuild
 
 Outcome = Mapping[str, Tensor]
@@ -130,18 +129,7 @@ def _opens_with_its_mechanism(kind: type[Method]) -> None:
 
 
 def _documents_every_field(kind: type[Method]) -> None:
-    (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    body = definition.body
-    documented = {
-        first.target.id
-        for first, second in itertools.pairwise(body)
-        if isinstance(first, ast.AnnAssign)
-        and isinstance(first.target, ast.Name)
-        and isinstance(second, ast.Expr)
-        and isinstance(second.value, ast.Constant)
-        and isinstance(second.value.value, str)
-    }
+    documented = field_docs(kind)
     missing = [field.name for field in fields(kind) if field.name not in documented]
     assert not missing, f"no docstring under {', '.join(missing)}"
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -16,7 +17,7 @@ def method_facts(name: str) -> dict[str, Any]:
     module = inspect.getmodule(kind)
     assert module is not None
     text = inspect.cleandoc(module.__doc__ or "")
-    meanings = _field_docs(kind)
+    meanings = field_docs(kind)
     return {
         "name": name,
         "summary": text.split("\n")[0],
@@ -78,12 +79,12 @@ def _claim_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _field_docs(kind: type) -> dict[str, str]:
+def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field."""
     (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
-    for first, second in zip(definition.body, definition.body[1:], strict=False):
+    for first, second in itertools.pairwise(definition.body):
         if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name) and isinstance(second, ast.Expr):
             value = second.value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
