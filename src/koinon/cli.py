@@ -139,7 +139,7 @@ def compare(arguments: list[str]) -> None:
     options = parse(Compare, arguments[1:], f"compare {name}")
     if min(options.seeds or 1, options.jobs or 1) < 1 or 0 in (options.seeds, options.jobs):
         raise UserError("--seeds and --jobs take a number from 1")
-    from koinon.bench.compare import compare as run_cells
+    from koinon.bench import compare as engine
     from koinon.bench.report import Report
 
     recipe = options.what.recipe()
@@ -148,9 +148,9 @@ def compare(arguments: list[str]) -> None:
     start = time.perf_counter()
     with _progress(f"comparing in {folder}") as progress:
         seeds = range(options.seeds or recipe.seeds)
-        rows = run_cells(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, progress)
+        rows = engine.compare(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, progress)
     wall = time.perf_counter() - start
-    report = Report(recipe.name, json.loads(json.dumps(recipe.settings(world))), rows)
+    report = Report(recipe.name, engine.read_whole(folder / "comparison.json")["settings"], rows)
     page = report.write(folder)
     print(report.json() if options.json else report.text())
     if progress.fresh:

@@ -27,10 +27,8 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         ``underfitting.NAME``: the gate mass a task gives its own experts over their number's fair share
         (1 is even use, 0 is ignoring them). A meter that no gate of the model has is left out.
     """
-    seen: dict[Gates, _Seen] = {}
-
-    gates = [module for module in model.modules() if isinstance(module, Gates)]
-    hooks = [one.mix.register_forward_hook(partial(_note, seen.setdefault(one, _Seen()))) for one in gates]
+    seen = {module: _Seen() for module in model.modules() if isinstance(module, Gates)}
+    hooks = [gates.mix.register_forward_hook(partial(_note, totals)) for gates, totals in seen.items()]
     try:
         with evaluating(model):
             for inputs in batches:
@@ -39,8 +37,8 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     meters: dict[str, float] = {}
-    for one, totals in seen.items():
-        for name, value in _meters(one, totals).items():
+    for gates, totals in seen.items():
+        for name, value in _meters(gates, totals).items():
             worst = min if name.startswith("underfitting") else max
             meters[name] = worst(value, meters.get(name, value))
     return meters

@@ -122,11 +122,7 @@ class ShareRecipe(Recipe):
 
     def settings(self, world: World) -> Mapping[str, Any]:
         """What identifies the comparison, and what its report shows."""
-        main = main_metric(world, world.tasks)
-        per_task = [
-            f"{task.name}.{main_metric(world, [task]) if task.kind == 'binary' else 'rmse'}" for task in world.tasks
-        ]
-        also = [f"mean.{kind}" for kind in ("auc",) if main == "gauc"]
+        main, shown = _reported(world)
         return {
             "data": self.data,
             "content": _fingerprint(world),
@@ -136,8 +132,8 @@ class ShareRecipe(Recipe):
             "rows": [len(world.train), len(world.valid), len(world.test)],
             "sparse": list(world.sparse),
             "budget": dataclasses.asdict(SCALES[self.scale].budget),
-            "main": f"mean.{main}",
-            "shown": [*also, *([f"sparse.{main}"] if world.sparse and main != "score" else []), *per_task],
+            "main": main,
+            "shown": shown,
             "baseline": "shared_bottom",
         }
 
@@ -172,10 +168,10 @@ class ShareRecipe(Recipe):
         """Train, choose on the validation part, measure on the test part."""
         predictions, cost, meters = contestant.enter(world, SCALES[self.scale].budget, seed)
         measured = measure(world, world.test, predictions, Resampling(world.test.groups, len(world.test)))
-        settings = self.settings(world)
+        main, shown = _reported(world)
         return {
             "metrics": {name: _number(metric.value, 6) for name, metric in measured.items()},
-            "draws": {name: _digits(measured[name]) for name in dict.fromkeys([settings["main"], *settings["shown"]])},
+            "draws": {name: _digits(measured[name]) for name in dict.fromkeys([main, *shown])},
             "meters": {name: round(value, 5) for name, value in (meters | _on_sparse(world, meters)).items()},
             "cost": cost,
         }
@@ -218,6 +214,15 @@ class OnTable:
 def options(arguments: Sequence[str]) -> type[OnData] | type[OnTable]:
     """The command line's options: those of a table if one is given."""
     return OnTable if any(word.split("=")[0] == "--table" for word in arguments) else OnData
+
+
+def _reported(world: World) -> tuple[str, list[str]]:
+    """The metric to rank by, and those to show beside it."""
+    main = main_metric(world, world.tasks)
+    shown = ["mean.auc"] if main == "gauc" else []
+    shown += [f"sparse.{main}"] if world.sparse and main != "score" else []
+    shown += [f"{task.name}.{main_metric(world, [task]) if task.kind == 'binary' else 'rmse'}" for task in world.tasks]
+    return f"mean.{main}", shown
 
 
 def _on_sparse(world: World, meters: Mapping[str, float]) -> dict[str, float]:
