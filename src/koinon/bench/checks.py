@@ -240,8 +240,10 @@ def _another(kind: type[Method], field: str, value: Any) -> Any:
             return value + 1
         case float():
             return 2 * value + 0.125
-        case tuple() if value and isinstance(value[0], int | float):
+        case tuple() if value and isinstance(value[0], int):
             return (value[0] + 1, *value[1:])
+        case tuple() if value and isinstance(value[0], float):  # one for all becomes one for each of two
+            return (value[0] / 2, *value)
     raise AssertionError(
         f"no other value is known for {field}={value!r}: give it a number, a bool, a tuple or a Literal"
     )

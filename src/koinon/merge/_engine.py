@@ -1,0 +1,284 @@
+"""The one way tensors are merged, live or on disk: chunk by chunk, so that no model has to fit into memory.
+
+The grid of chunks is fixed. What a method draws at random hangs on the seed, the model, the tensor and the chunk, and
+nothing else, so a result does not depend on the number of workers or on how files are cut.
+"""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from koinon.core import UserError
+from koinon.data.tensorfiles import Spec, Weights
+
+if TYPE_CHECKING:
+    from koinon.merge._contract import Blend
+
+T = TypeVar("T")
+
+CHUNK = 1 << 18
+"""Elements blended at a time: a few chunks of float32 fit into a core's cache."""
+RUN = 8
+"""Chunks a worker takes at once."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The same stretch of one tensor in every model, laid out flat."""
+
+    name: str
+    """The tensor's."""
+    number: int
+    """Of the chunk in its tensor."""
+    base: Tensor | None
+    """[n]; None where the method does not look at the base."""
+    tuned: Mapping[str, Tensor]
+    """Model to its [n]."""
+
+    @property
+    def deltas(self) -> Iterator[Tensor]:
+        """The task vectors tau_t = theta_t - theta_0, one at a time."""
+        assert self.base is not None
+        return (tuned - self.base for tuned in self.tuned.values())
+
+    def random(self, seed: int, model: str) -> np.random.Generator:
+        """A random stream of this chunk and model."""
+        words = repr((seed, model, self.name, self.number)).encode()
+        digest = hashlib.blake2b(words, digest_size=16).digest()
+        return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "big")))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is merged."""
+
+    base: Weights | None
+    tuned: Mapping[str, Weights]
+    rounding: torch.dtype | None = None
+    """None: compute in float32 (float64 for float64) and round once, at the end. A type: round to it after every step."""
+    allow_nonfinite: bool = False
+    """Take NaN and infinity as they are."""
+
+    def chunk(self, name: str, number: int, digests: dict[str, Any] | None = None) -> Chunk:
+        """Read one chunk, as numbers to compute with; ``digests`` gets what was read added."""
+        spec = next(iter(self.tuned.values())).specs[name]
+        start = number * CHUNK
+        stop = min(start + CHUNK, spec.count)
+        read = {}
+        for model, weights in self._all():
+            values = weights.read(name, start, stop)
+            if digests is not None:
+                digests.setdefault(model, {})[number] = hashlib.sha256(as_bytes(values)).digest()
+            read[model] = self._numbers(values, model, name)
+        base = read.pop(None, None)
+        return Chunk(name, number, base, read)
+
+    def _all(self) -> Iterator[tuple[str | None, Weights]]:
+        if self.base is not None:
+            yield None, self.base
+        yield from self.tuned.items()
+
+    def _numbers(self, values: Tensor, model: str | None, name: str) -> Tensor:
+        exact = torch.float64 if values.dtype == torch.float64 else torch.float32
+        numbers = values.to(self.rounding or exact)
+        # A sum is finite only if all its terms are: one cheap pass; where it overflows, a second one decides.
+        if not self.allow_nonfinite and not bool(numbers.sum(dtype=exact).isfinite()):
+            wrong = ~values.to(exact).isfinite()
+            if bool(wrong.any()):
+                what = "NaN" if bool(values.to(exact).isnan().any()) else "infinity"
+                where = "the base" if model is None else f"model {model!r}"
+                raise UserError(f"{where}: {what} in {name}; give --allow-nonfinite to merge it as it is")
+        return numbers
+
+
+class Part:
+    """The chunks of one tensor, or of all, to be looked at before they are blended.
+
+    Args:
+        sources: what is merged.
+        names: of the tensors.
+        each: how to run a function on many things, in order: ``map``, or on several workers.
+    """
+
+    def __init__(self, sources: Sources, names: Sequence[str], each: Callable[..., Any] = map):
+        self._sources, self._names, self._each = sources, names, each
+        specs = next(iter(sources.tuned.values())).specs
+        self._grid = [(name, number) for name in names for number in range(chunks(specs[name]))]
+        self.models = tuple(sources.tuned)
+        """Their names."""
+        self.count = sum(specs[name].count for name in names)
+        """Elements of each model."""
+
+    def look(self, function: Callable[[Chunk], T]) -> list[T]:
+        """What the function gives for every chunk, in order; read anew each time."""
+        return list(self._each(lambda place: function(self._sources.chunk(*place)), self._grid))
+
+    @property
+    def chunks(self) -> int:
+        """How many."""
+        return len(self._grid)
+
+
+def blend_all(
+    method_for: Callable[[str], "Blend"],
+    sources: Sources,
+    names: Sequence[str],
+    out: Mapping[str, Spec],
+    write: Callable[[str, int, Shaped[Tensor, " n"]], None],
+    done: Callable[[str, Mapping[str | None, str]], None] = lambda name, digests: None,
+    workers: int = 1,
+    digest: bool = False,
+    expect: Callable[[str], None] = lambda name: None,
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """Merge the tensors one after the other.
+
+    Args:
+        method_for: the method for a tensor of that name; the same for all unless a recipe varies it.
+        sources: where to read.
+        names: of the tensors, in the order in which they are merged.
+        out: kind of each result.
+        write: takes a stretch of a tensor, from any worker.
+        done: told when a tensor is whole, with each model's digest of it.
+        workers: threads.
+        digest: compute SHA-256 of what is read.
+        expect: told which tensor is read soon.
+        measured: what `measure_all` found, for a method that measures the whole model.
+    """
+    with one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        jobs = _Jobs(pool, limit=4 * workers)
+        try:
+            for place, name in enumerate(names):
+                for soon in names[place + 1 : place + 3]:
+                    expect(soon)
+                method, spec = method_for(name), out[name]
+                task = _Tensor(method, sources, name, spec, write, done, digest)
+                if task.chunks <= 1:
+                    jobs.add(task.small, measured)
+                    continue
+                if measured is not None and method.measures_whole:
+                    found = measured[repr(method)]
+                else:
+                    found = method.measure(Part(sources, [name], jobs.map))
+                for first in range(0, task.chunks, RUN):
+                    jobs.add(task.stretch, found, first)
+            jobs.finish()
+        except BaseException:
+            jobs.cancel()
+            raise
+
+
+def measure_all(method: "Blend", sources: Sources, names: Sequence[str], workers: int = 1) -> Any:
+    """What the method measures on the whole model."""
+    with one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        return method.measure(Part(sources, names, _Jobs(pool, 4 * workers).map))
+
+
+class _Tensor:
+    """The blending of one tensor, cut into stretches of chunks."""
+
+    def __init__(self, method, sources, name, spec, write, done, digest):
+        self.method, self.sources, self.name, self.spec = method, sources, name, spec
+        self.write, self.done = write, done
+        self.chunks = chunks(spec)
+        self.digests: dict[str | None, dict[int, bytes]] | None = {} if digest else None
+        self.left = self.chunks
+        self.lock = threading.Lock()
+
+    def small(self, measured: Mapping[str, Any] | None) -> None:
+        if measured is not None and self.method.measures_whole:
+            self.stretch(measured[repr(self.method)], 0)
+        else:
+            self.stretch(self.method.measure(Part(self.sources, [self.name])), 0)
+
+    def stretch(self, found: Any, first: int) -> None:
+        digests: dict[str | None, dict[int, bytes]] | None = None if self.digests is None else {}
+        last = min(first + RUN, self.chunks)
+        for number in range(first, last):
+            chunk = self.sources.chunk(self.name, number, digests)
+            merged = self.method.blend(chunk, found)
+            self.write(self.name, number * CHUNK, merged.to(self.spec.dtype))
+        with self.lock:
+            for model, held in (digests or {}).items():
+                assert self.digests is not None
+                self.digests.setdefault(model, {}).update(held)
+            self.left -= last - first
+            whole = self.left == 0
+        if whole:
+            self.done(self.name, {model: tree(held) for model, held in (self.digests or {}).items()})
+
+
+class _Jobs:
+    """Work handed to a pool, never more than ``limit`` pieces ahead; the first failure is raised to whoever waits."""
+
+    def __init__(self, pool: ThreadPoolExecutor, limit: int):
+        self.pool, self.limit = pool, limit
+        self.running: set[Future[Any]] = set()
+
+    def add(self, function: Callable[..., Any], *args: Any) -> None:
+        while len(self.running) >= self.limit:
+            self._collect(FIRST_COMPLETED)
+        self.running.add(self.pool.submit(function, *args))
+
+    def map(self, function: Callable[[Any], T], places: Sequence[Any]) -> list[T]:
+        """In order, a run of places a piece."""
+
+        def run(some: Sequence[Any]) -> list[T]:
+            return [function(place) for place in some]
+
+        pieces = [self.pool.submit(run, places[i : i + RUN]) for i in range(0, len(places), RUN)]
+        return [result for piece in pieces for result in piece.result()]
+
+    def finish(self) -> None:
+        while self.running:
+            self._collect(FIRST_COMPLETED)
+
+    def cancel(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self, when: str) -> None:
+        finished, self.running = wait(self.running, return_when=when)
+        for future in finished:
+            future.result()
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Workers are the parallelism: an operation inside one is not cut once more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def chunks(spec: Spec) -> int:
+    """How many chunks a tensor has; an empty one has none."""
+    return -(-spec.count // CHUNK)
+
+
+def tree(digests: Mapping[int, bytes]) -> str:
+    """One digest of the chunks' digests."""
+    return hashlib.sha256(b"".join(digests[number] for number in sorted(digests))).hexdigest()
+
+
+def as_bytes(values: Tensor) -> memoryview:
+    """The memory of a flat tensor."""
+    return memoryview(values.contiguous().view(torch.uint8).numpy())
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

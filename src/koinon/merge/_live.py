@@ -1,0 +1,151 @@
+"""Merging live modules: what a pool's models share, running a model with other weights, and putting weights into one."""
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from koinon.core import UserError
+from koinon.data.checkpoints import Loaded
+from koinon.merge._engine import Sources, blend_all, cores, measure_all
+
+if TYPE_CHECKING:
+    from koinon.merge._contract import Blend, Pool
+
+State = Mapping[str, Tensor]
+"""Name to tensor."""
+
+
+def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
+    """The tensors to merge, of the base and of each model: floating point, and none that stays a task's own.
+
+    Raises:
+        UserError: no model, or a tensor that a model lacks or has in another shape.
+    """
+    if not pool.tuned:
+        raise UserError("no model to merge: give the pool at least one")
+    base = {
+        name: value.detach()
+        for name, value in pool.base.state_dict().items()
+        if value.is_floating_point() and not is_own(pool, name)
+    }
+    if not base:
+        raise UserError("nothing to merge: every tensor of the base stays a task's own")
+    tuned = {}
+    for model, module in pool.tuned.items():
+        state = module.state_dict()
+        for name, value in base.items():
+            if name not in state:
+                raise UserError(f"model {model!r}: has no tensor {name}, which the base has")
+            if state[name].shape != value.shape:
+                shapes = " against ".join(str(list(its.shape)) for its in (state[name], value))
+                raise UserError(f"model {model!r}: {name} is {shapes} in the base; name it in `own` if it is a head")
+        extra = [name for name in state if name not in pool.base.state_dict() and not is_own(pool, name)]
+        if extra:
+            raise UserError(f"model {model!r}: has {extra[0]}, which the base lacks; name it in `own` if it is a head")
+        tuned[model] = {name: state[name].detach() for name in base}
+    return base, tuned
+
+
+def is_own(pool: "Pool", name: str) -> bool:
+    """Whether a tensor stays each task's own."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in pool.own)
+
+
+def blended(method: "Blend", pool: "Pool") -> nn.Module:
+    """A copy of the base with what a tensor-wise method makes of all the models."""
+    base, tuned = shared_states(pool)
+    sources = Sources(Loaded(base) if method.needs_base else None, {name: Loaded(its) for name, its in tuned.items()})
+    names = list(base)
+    merged = {name: torch.empty_like(value, device="cpu").flatten() for name, value in base.items()}
+
+    def write(name: str, start: int, values: Tensor) -> None:
+        merged[name][start : start + len(values)] = values
+
+    workers = cores()
+    found = {repr(method): measure_all(method, sources, names, workers)} if method.measures_whole else None
+    specs = Loaded(base).specs
+    blend_all(lambda name: method, sources, names, specs, write, workers=workers, measured=found)
+    return with_weights(pool.base, {name: value.view(base[name].shape) for name, value in merged.items()})
+
+
+def with_weights(module: nn.Module, state: State) -> nn.Module:
+    """A copy of the module that holds these tensors."""
+    result = copy.deepcopy(module)
+    held = result.state_dict()
+    with torch.no_grad():
+        for name, value in state.items():
+            held[name].copy_(value)
+    return result
+
+
+def personal(pool: "Pool", merged: nn.Module, task: str) -> nn.Module:
+    """The task's model with the merged tensors in the place of its own, except those that stay its own."""
+    base, _ = shared_states(pool)
+    state = merged.state_dict()
+    return with_weights(pool.tuned[task], {name: state[name] for name in base})
+
+
+def outputs(module: nn.Module, inputs: Any, state: State | None = None) -> Float[Tensor, "batch ..."]:
+    """What a model says of a batch, with other tensors in the place of its own if given.
+
+    ``inputs`` is a tensor, or a mapping of tensors given by keyword; of a Hugging Face output the logits are taken.
+    """
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+    if state is None:
+        out = module(*args, **kwargs)
+    else:
+        out = torch.func.functional_call(module, dict(state), args, kwargs)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def rows(inputs: Any) -> int:
+    """How many rows the inputs have."""
+    return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+
+
+def taken(inputs: Any, chosen: Any) -> Any:
+    """Some of the rows: a slice or indices."""
+    if isinstance(inputs, Mapping):
+        return {name: value[chosen] for name, value in inputs.items()}
+    return inputs[chosen]
+
+
+def shuffled(inputs: Any, batch: int, generator: torch.Generator) -> Iterator[Any]:
+    """Batches for ever, each pass in a new order; all of the rows if they are fewer than a batch."""
+    count = rows(inputs)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, max(count - batch, 0) + 1, batch):
+            yield taken(inputs, order[start : start + batch])
+
+
+def needed(pool: "Pool", what: str) -> Mapping[str, Any]:
+    """The pool's data for every model, in the models' order.
+
+    Raises:
+        UserError: a task without any.
+    """
+    for task in pool.tuned:
+        if task not in pool.data or rows(pool.data[task]) == 0:
+            raise UserError(f"model {task!r}: no data in the pool; {what} needs unlabelled inputs of every task")
+    return {task: pool.data[task] for task in pool.tuned}
+
+
+def quietly(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, whose parameters ask for no gradient."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Mean entropy of the predictions, in nats."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
+Predict = Callable[[State, str, Any], Tensor]
+"""From weights, task and batch to the task's logits."""

@@ -1,0 +1,75 @@
+"""DARE: drop elements of each task vector at random and rescale the others, then add the vectors up.
+
+Departures: a drop probability is a multiple of 1/65536, and kept elements are rescaled by the probability that was used.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koinon.core import Paper
+from koinon.merge._contract import Blend
+from koinon.merge._engine import Chunk, Part
+from koinon.merge._vectors import added, consensus, each, share
+
+STEPS = 1 << 16
+"""A random number is one of so many: four come from one draw of 64 bits."""
+
+
+@dataclass(frozen=True)
+class Dare(Blend):
+    """Drop and rescale (Yu et al., section 3.3), before task arithmetic or, with ``elect``, before TIES' election."""
+
+    paper: ClassVar = Paper(
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
+        2023,
+        "https://arxiv.org/abs/2311.03099",
+    )
+    null: ClassVar = {"density": (1.0,), "scale": 0.5}
+
+    density: tuple[float, ...] = (0.1,)
+    """1 - p: share of elements kept; one for each model or one for all."""
+    scale: float = 0.3
+    """lambda: what the merged task vector is multiplied with."""
+    weights: tuple[float, ...] = (1.0,)
+    """One for each task vector, or one for all."""
+    rescale: Literal["density", "mass", "none"] = "density"
+    """Multiply what is kept by 1 / (1 - p), by the tensor's sum of magnitudes over that of the kept ones, or not at all."""
+    elect: bool = False
+    """Elect a sign for each element and drop the models that have another, as TIES does."""
+    mean: bool = False
+    """Take the mean of the models that are left for an element; otherwise their sum."""
+    seed: int = 0
+    """Start of the random streams."""
+
+    def measure(self, part: Part) -> list[float]:
+        """What each model's kept elements are multiplied with."""
+        density = [round(its * STEPS) / STEPS for its in each(self.density, part.models, "density")]
+        share(density, "density")
+        if self.rescale == "density":
+            return [1 / its if its else 0.0 for its in density]
+        if self.rescale == "none":
+            return [1.0] * len(density)
+        sums = torch.tensor(part.look(self._mass), dtype=torch.float64).sum(0)  # model (all, kept)
+        return [float(whole / left) if left > 0 else 1.0 for whole, left in sums.view(len(density), 2)]
+
+    def blend(self, chunk: Chunk, found: list[float]) -> Float[Tensor, " n"]:
+        """1. Drop with probability p. 2. Rescale. 3. Merge."""
+        dropped = (delta * factor for delta, factor in zip(self._dropped(chunk), found, strict=True))
+        weights = each(self.weights, list(chunk.tuned), "weights")
+        return added(chunk, consensus(dropped, weights, self.elect, self.mean), self.scale)
+
+    def _dropped(self, chunk: Chunk):
+        density = each(self.density, list(chunk.tuned), "density")
+        for model, delta, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
+            bits = chunk.random(self.seed, model).bit_generator.random_raw(-(-len(delta) // 4)).view(np.uint16)
+            kept = torch.from_numpy(bits[: len(delta)] < round(its * STEPS)) if its < 1 else torch.ones(len(delta)) > 0
+            yield torch.where(kept, delta, 0)
+
+    def _mass(self, chunk: Chunk) -> list[float]:
+        pairs = zip(chunk.deltas, self._dropped(chunk), strict=True)
+        return [float(its.abs().sum(dtype=torch.float64)) for pair in pairs for its in pair]
