@@ -19,6 +19,7 @@ import tyro
 
 from koinon import core
 from koinon.core import UserError, pick
+from koinon.terminal import print_facts, print_table, progress, say, waiting
 
 T = TypeVar("T")
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -82,7 +83,7 @@ def list_(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(found, indent=1))
     else:
-        _print_table(["method", "what it does"], [list(row.values()) for row in found])
+        print_table(["method", "what it does"], [list(row.values()) for row in found])
 
 
 def show(arguments: list[str]) -> None:
@@ -104,7 +105,7 @@ def show(arguments: list[str]) -> None:
         return
     print(f"{facts['name']}\n{facts['summary']}\n\n{facts['paper']['title']} ({facts['paper']['year']})")
     print(f"{facts['paper']['url']}\n")
-    _print_table(["setting", "default", "meaning"], [[f["name"], f["default"], f["meaning"]] for f in facts["fields"]])
+    print_table(["setting", "default", "meaning"], [[f["name"], f["default"], f["meaning"]] for f in facts["fields"]])
     print("at its null settings it equals the baseline: " + (facts["null"] or "its defaults"))
     for system in facts["systems"]:
         print(f"part of system {system['number']}: {system['title']}")
@@ -146,16 +147,16 @@ def compare(arguments: list[str]) -> None:
     world = recipe.prepare()
     folder = options.out or Path("runs") / f"{recipe.name}-{recipe.scale}"
     start = time.perf_counter()
-    with _progress(f"comparing in {folder}") as progress:
+    with progress(f"comparing in {folder}") as tally:
         seeds = range(options.seeds or recipe.seeds)
-        rows = engine.compare(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, progress)
+        rows = engine.compare(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, tally)
     wall = time.perf_counter() - start
     report = Report(recipe.name, engine.read_whole(folder / "comparison.json")["settings"], rows)
     page = report.write(folder)
     print(report.json() if options.json else report.text())
-    if progress.fresh:
-        cells = sum(row["cost"]["cell_seconds"] for row in progress.fresh)
-        say(f"{len(progress.fresh)} cells, {cells:.0f} s of work, in {wall:.0f} s")
+    if tally.fresh:
+        cells = sum(row["cost"]["cell_seconds"] for row in tally.fresh)
+        say(f"{len(tally.fresh)} cells, {cells:.0f} s of work, in {wall:.0f} s")
     say(f"report: {page}")
 
 
@@ -183,7 +184,7 @@ def check(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(results, indent=1))
     else:
-        _print_table(["check", "result"], [list(row.values()) for row in results])
+        print_table(["check", "result"], [list(row.values()) for row in results])
         print(f"{len(results) - len(failed)} of {len(results)} hold")
     if failed:
         sys.exit(1)
@@ -209,12 +210,12 @@ def ledger(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    _print_table(
+    print_table(
         ["nr", "system", "year", "capability", "state"],
         [[str(r["number"]), r["title"], str(r["year"]), r["capability"], r["state"]] for r in rows],
     )
     if options.system:
-        _print_table(
+        print_table(
             ["on", "claim", "state", "difference", "why"],
             [[c["recipe"], c["says"], c["state"], c["text"], c["why"]] for c in rows[0]["claims"]],
         )
@@ -267,7 +268,7 @@ def data(arguments: list[str]) -> None:
         print(json.dumps(rows, indent=1))
     else:
         cells = [[str(r["name"]), str(r["what"]), f"{r['size']:,}", str(r["licence"]), str(r["here"])] for r in rows]
-        _print_table(["name", "what", "bytes", "licence", "here"], cells)
+        print_table(["name", "what", "bytes", "licence", "here"], cells)
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
@@ -291,9 +292,13 @@ def capability(name: str, arguments: list[str]) -> None:
         return
     what, rest = arguments[0], arguments[1:]
     job = importlib.import_module(f"koinon.{name}.job")
+    if what.startswith("-") and "" in job.VERBS:  # options alone
+        what, rest = "", arguments
     if what in job.VERBS:
-        result: Any = parse(_with_json(job.VERBS[what]), rest, f"{name} {what}")
-        _print_facts(result.it.run(), result.json)
+        result: Any = parse(_with_json(job.VERBS[what]), rest, f"{name} {what}".strip())
+        with waiting(f"{name} {what}".strip(), job.Job.unit) as told:
+            facts = result.it.run(told)
+        print_facts(facts, result.json)
         return
     if "." in what:
         sys.path.insert(0, os.getcwd())
@@ -303,9 +308,9 @@ def capability(name: str, arguments: list[str]) -> None:
     fields = [("method", kind), ("job", job.Job)]
     both = make_dataclass("Both", fields, frozen=True, namespace={"__doc__": job.Job.__doc__})
     options: Any = parse(_with_json(both), rest, f"{name} {what}")
-    with _waiting(f"{what} on your data"):
-        facts = options.it.job.run(options.it.method)
-    _print_facts(facts, options.json)
+    with waiting(f"{name} {what}", job.Job.unit) as told:
+        facts = options.it.job.run(options.it.method, told)
+    print_facts(facts, options.json)
 
 
 # Parsing and printing.
@@ -351,69 +356,6 @@ def _outcome_of(run: Callable[[], None]) -> str:
     except Exception as error:
         return f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return "passed"
-
-
-def _print_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, box=None, pad_edge=False)
-    for cells in body:
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    Console(highlight=False).print(table)
-
-
-def _print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    for name, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name}: {text}")
-
-
-def say(text: str) -> None:
-    """For people, beside what machines read."""
-    print(text, file=sys.stderr)
-
-
-class _Tally:
-    """Called as cells finish: a bar on a terminal, a line each elsewhere."""
-
-    def __init__(self, bar: Any, task: Any):
-        self.bar, self.task = bar, task
-        self.fresh: list[dict[str, Any]] = []
-
-    def __call__(self, done: int, total: int, row: dict[str, Any] | None) -> None:
-        if row is not None:
-            self.fresh.append(row)
-        newest = f"{row['label']} seed {row['seed']} ({row['cost']['cell_seconds']:.0f} s)" if row else "starting"
-        if sys.stderr.isatty():
-            self.bar.update(self.task, completed=done, total=total, newest=newest)
-        elif row is not None or done:
-            say(f"{done}/{total} {newest if row else 'cells are there already'}")
-
-
-@contextlib.contextmanager
-def _progress(title: str):
-    from rich import progress as show
-    from rich.console import Console
-
-    columns: list[Any] = [title, show.BarColumn(), show.MofNCompleteColumn(), show.TimeElapsedColumn(), "left",
-               show.TimeRemainingColumn(), "{task.fields[newest]}"]  # fmt: skip
-    console = Console(stderr=True)
-    with show.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield _Tally(bar, bar.add_task(title, total=None, newest=""))
-
-
-@contextlib.contextmanager
-def _waiting(title: str):
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(title) if console.is_terminal else contextlib.nullcontext():
-        yield
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ class Adapted:
                 self._replaced[name] = value.flatten()
         self._check(held)
         self.specs = {
-            name: Spec(spec.shape, torch.float32) if name in self._factors else spec for name, spec in base.specs.items()
+            name: Spec(spec.shape, torch.float32) if name in self._factors else spec
+            for name, spec in base.specs.items()
         }
 
     def _check(self, held: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ class Spec:
 class Weights(Protocol):
     """Named tensors, wherever they are: read a stretch at a time."""
 
-    specs: Mapping[str, Spec]
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Every tensor's kind, in the order in which they are stored."""
+        ...
 
     def read(self, name: str, start: int, stop: int) -> Shaped[Tensor, " n"]:
         """The elements from ``start`` to ``stop`` of a tensor laid out flat; to be read only, not changed."""
@@ -82,7 +86,9 @@ class TensorFile:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 header, start = _read_header(file, size)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private: torch asks for a writable one
+                self._map = mmap.mmap(
+                    file.fileno(), 0, access=mmap.ACCESS_COPY
+                )  # private: torch asks for a writable one
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
@@ -144,7 +150,7 @@ def _layout(header: Mapping[str, Any], room: int) -> dict[str, tuple[Spec, int]]
         if not (isinstance(entry, dict) and entry.get("dtype") in DTYPES):
             kind = entry.get("dtype") if isinstance(entry, dict) else entry
             raise ValueError(f"tensor {name!r} is of the unknown kind {str(kind)[:60]!r}")
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        shape, offsets = entry.get("shape", ()), entry.get("data_offsets", ())
         for what in (shape, offsets):
             if not (isinstance(what, list) and all(type(n) is int and 0 <= n < 2**63 for n in what)):
                 raise ValueError(f"tensor {name!r} has no valid shape or place")
@@ -198,6 +204,7 @@ class TensorWriter:
         self._handles: list[int] = []
         self._places: dict[str, tuple[int, int]] = {}
         self.file_of: dict[str, str] = {}
+        _check_room(folder, sum(spec.size for spec in specs.values()) if fresh else 0)
         try:
             for file, names in zip(self.files, shards, strict=True):
                 header, starts, end = _header({name: specs[name] for name in names}, metadata or {"format": "pt"})
@@ -215,7 +222,7 @@ class TensorWriter:
     def write(self, name: str, start: int, values: Shaped[Tensor, " n"]) -> None:
         """Put a stretch of a tensor, laid out flat, in its place; from any thread."""
         handle, place = self._places[name]
-        data = memoryview(values.contiguous().view(torch.uint8).numpy())
+        data = values.contiguous().view(torch.uint8).numpy().data
         at = place + start * self.specs[name].dtype.itemsize
         try:
             while data:
@@ -275,6 +282,12 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[byt
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
     return struct.pack("<Q", len(text)) + text, {name: first + at for name, at in offsets.items()}, first + offset
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(f"{folder}: {size / 1e9:.1f} GB are to be written, the disk has {free / 1e9:.1f} GB left")
 
 
 def _reserve(handle: int, size: int) -> None:

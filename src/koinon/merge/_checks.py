@@ -55,7 +55,7 @@ def apply(method: Method, given: Small) -> Outcome:
 
 def _order_does_not_matter(method: Method) -> None:
     given = small()
-    turned = replace(given.pool, tuned=dict(reversed(given.pool.tuned.items())))
+    turned = replace(given.pool, tuned=dict(reversed(list(given.pool.tuned.items()))))
     one, other = (apply(method, replace(given, pool=pool))["logits"] for pool in (given.pool, turned))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg="the result changes with the order of the models")
 
@@ -95,15 +95,16 @@ def _an_empty_pool_is_refused(method: Method) -> None:
 def _a_model_that_does_not_fit_is_named(method: Method) -> None:
     given = small()
     wrong = copy.deepcopy(given.pool.tuned["other"])
+    assert isinstance(wrong, nn.Sequential)
     wrong[3] = nn.Linear(8, 4)
     assert isinstance(method, Merge)
+    said = ""
     try:
         method.merge(replace(given.pool, tuned=dict(given.pool.tuned) | {"other": wrong}))
     except UserError as error:
-        assert "3.weight" in str(error), f"the error does not name the tensor: {error}"
-        assert "other" in str(error), f"the error does not name the model: {error}"
-        return
-    raise AssertionError("models of different shapes are no UserError")
+        said = str(error)
+    assert "3.weight" in said, f"models of different shapes: no UserError that names the tensor, but {said!r}"
+    assert "other" in said, f"the error does not name the model: {said}"
 
 
 FIXTURE = Fixture(

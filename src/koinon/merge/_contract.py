@@ -65,4 +65,3 @@ class Blend(Merge):
         from koinon.merge._live import blended
 
         return blended(self, pool)
-

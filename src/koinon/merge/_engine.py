@@ -65,23 +65,26 @@ class Sources:
     base: Weights | None
     tuned: Mapping[str, Weights]
     rounding: torch.dtype | None = None
-    """None: compute in float32 (float64 for float64) and round once, at the end. A type: round to it after every step."""
+    """None: compute in float32 (float64 for float64) and round once, at the end. Otherwise: round to it every step."""
     allow_nonfinite: bool = False
     """Take NaN and infinity as they are."""
 
-    def chunk(self, name: str, number: int, digests: dict[str, Any] | None = None) -> Chunk:
+    def chunk(self, name: str, number: int, digests: dict[str | None, dict[int, bytes]] | None = None) -> Chunk:
         """Read one chunk, as numbers to compute with; ``digests`` gets what was read added."""
         spec = next(iter(self.tuned.values())).specs[name]
         start = number * CHUNK
         stop = min(start + CHUNK, spec.count)
-        read = {}
+        base, tuned = None, {}
         for model, weights in self._all():
             values = weights.read(name, start, stop)
             if digests is not None:
                 digests.setdefault(model, {})[number] = hashlib.sha256(as_bytes(values)).digest()
-            read[model] = self._numbers(values, model, name)
-        base = read.pop(None, None)
-        return Chunk(name, number, base, read)
+            numbers = self._numbers(values, model, name)
+            if model is None:
+                base = numbers
+            else:
+                tuned[model] = numbers
+        return Chunk(name, number, base, tuned)
 
     def _all(self) -> Iterator[tuple[str | None, Weights]]:
         if self.base is not None:
@@ -276,7 +279,7 @@ def tree(digests: Mapping[int, bytes]) -> str:
 
 def as_bytes(values: Tensor) -> memoryview:
     """The memory of a flat tensor."""
-    return memoryview(values.contiguous().view(torch.uint8).numpy())
+    return values.contiguous().view(torch.uint8).numpy().data
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""Merging live modules: what a pool's models share, running a model with other weights, and putting weights into one."""
+"""Merging live modules: what a pool's models share, and running a model with other weights."""
 
 import copy
 import fnmatch
@@ -35,7 +35,7 @@ def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
     }
     if not base:
         raise UserError("nothing to merge: every tensor of the base stays a task's own")
-    tuned = {}
+    tuned: dict[str, State] = {}
     for model, module in pool.tuned.items():
         state = module.state_dict()
         for name, value in base.items():
@@ -96,10 +96,7 @@ def outputs(module: nn.Module, inputs: Any, state: State | None = None) -> Float
     ``inputs`` is a tensor, or a mapping of tensors given by keyword; of a Hugging Face output the logits are taken.
     """
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-    if state is None:
-        out = module(*args, **kwargs)
-    else:
-        out = torch.func.functional_call(module, dict(state), args, kwargs)
+    out = module(*args, **kwargs) if state is None else torch.func.functional_call(module, dict(state), args, kwargs)
     return out if isinstance(out, Tensor) else out.logits
 
 

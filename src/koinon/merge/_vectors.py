@@ -1,7 +1,6 @@
 """What the methods on task vectors share: exact order statistics of streams, sign election, weighted sums."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -130,10 +129,7 @@ def consensus(
 
 def _sum(vectors: Sequence[Tensor]) -> Tensor:
     kind = vectors[0].dtype
-    if kind in (torch.float32, torch.float64):
-        total = vectors[0].clone()
-    else:
-        total = vectors[0].float()
+    total = vectors[0].to(torch.promote_types(kind, torch.float32), copy=True)
     for vector in vectors[1:]:
         total += vector
     return total.to(kind)

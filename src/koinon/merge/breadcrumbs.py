@@ -1,4 +1,4 @@
-"""Breadcrumbs: cut the largest and the smallest elements of each task vector, tensor by tensor, then add the rest up."""
+"""Breadcrumbs: cut both the largest and the smallest elements of each task vector, then add the vectors up."""
 
 from dataclasses import dataclass
 from typing import ClassVar

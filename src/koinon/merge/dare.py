@@ -1,6 +1,6 @@
 """DARE: drop elements of each task vector at random and rescale the others, then add the vectors up.
 
-Departures: a drop probability is a multiple of 1/65536, and kept elements are rescaled by the probability that was used.
+Departures: a drop probability is a multiple of 1/65536, and the rescaling is by the one that was used.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Dare(Blend):
     weights: tuple[float, ...] = (1.0,)
     """One for each task vector, or one for all."""
     rescale: Literal["density", "mass", "none"] = "density"
-    """Multiply what is kept by 1 / (1 - p), by the tensor's sum of magnitudes over that of the kept ones, or not at all."""
+    """Multiply what is kept by 1 / (1 - p), by the tensor's sum of |tau| over that of the kept ones, or not at all."""
     elect: bool = False
     """Elect a sign for each element and drop the models that have another, as TIES does."""
     mean: bool = False

@@ -20,9 +20,7 @@ PARALLEL = 0.9995
 class Slerp(Blend):
     """Spherical linear interpolation (Shoemake, section 3.3) of two models' tensors, one angle for each tensor."""
 
-    paper: ClassVar = Paper(
-        "Animating rotation with quaternion curves", 1985, "https://doi.org/10.1145/325165.325242"
-    )
+    paper: ClassVar = Paper("Animating rotation with quaternion curves", 1985, "https://doi.org/10.1145/325165.325242")
     exempt: ClassVar = {
         "null_equals_baseline": "no setting makes the arc a line; parallel weights do, which an oracle checks",
     }

@@ -1,7 +1,7 @@
 """What every way of sharing does on a table: train, choose on the validation part, measure."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,13 +43,22 @@ class Chosen:
     cost: Cost
 
 
-def choose(method: Share, world: World, budget: Budget, seed: int) -> Chosen:
-    """Train with each learning rate and keep the epoch with the best validation score."""
+def choose(
+    method: Share,
+    world: World,
+    budget: Budget,
+    seed: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Chosen:
+    """Train with each learning rate and keep the epoch with the best validation score.
+
+    ``told`` hears how many epochs are done, of how many at most.
+    """
     inputs, labels = world.train.tensors()
     valid = {name: torch.tensor(value) for name, value in world.valid.inputs.items()}
     best: Chosen | None = None
     spent = Cost()
-    for rate in budget.rates:
+    for turn, rate in enumerate(budget.rates):
         encoder = TableEncoder(world.schema, budget.embedding, seed)
         model = method.share(encoder, world.tasks, encoder.width, seed)
         cost, top, top_epoch = Cost(), -np.inf, 0
@@ -59,6 +68,7 @@ def choose(method: Share, world: World, budget: Budget, seed: int) -> Chosen:
                 top, top_epoch = score, cost.epochs
                 if best is None or score > best.score:
                     best = Chosen(copy.deepcopy(model), rate, cost.epochs, score, spent)
+            told(turn * budget.epochs + cost.epochs, len(budget.rates) * budget.epochs)
             if cost.epochs - top_epoch >= budget.patience:
                 break
         spent = Cost(*(a + b for a, b in zip(vars(spent).values(), vars(cost).values(), strict=True)))

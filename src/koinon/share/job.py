@@ -5,11 +5,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import polars as pl
 import torch
@@ -35,6 +35,9 @@ FORMAT = 1
 class Job:
     """Train on a table and keep the model."""
 
+    unit: ClassVar[str] = "epochs"
+    """What its progress is counted in."""
+
     file: TableFile
     out: Path
     """Folder to keep the model in; made new."""
@@ -51,7 +54,7 @@ class Job:
     overwrite: bool = False
     """Replace the model that is in the folder already."""
 
-    def run(self, method: Share) -> dict[str, Any]:
+    def run(self, method: Share, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
         """Train, keep, and tell how well it does on the test part."""
         _refuse_taken(self.out, self.overwrite)
         if self.epochs < 1 or self.batch < 3 or self.embedding < 1:
@@ -60,7 +63,7 @@ class Job:
             raise UserError("--rates takes one or more learning rates between 0 and 1")
         world = self.file.world()
         budget = Budget(self.epochs, batch=self.batch, rates=self.rates, embedding=self.embedding)
-        chosen = choose(method, world, budget, self.seed)
+        chosen = choose(method, world, budget, self.seed, told)
         inputs, _ = world.test.tensors()
         measured = measure(
             world,
@@ -94,7 +97,7 @@ class Predict:
     own: str | None = None
     """Module path or file of the method, if it is one of your own: nothing that a model names is run unasked."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
         """Predict, and write the table of predictions whole."""
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"{self.out}: predictions are written as .csv or .parquet")

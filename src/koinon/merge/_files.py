@@ -1,0 +1,241 @@
+"""Merging models on disk: streamed tensor by tensor into a folder that appears whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from koinon.core import UserError
+from koinon.data.checkpoints import Adapted, Checkpoint, read_json
+from koinon.data.tensorfiles import TensorWriter, Weights
+from koinon.merge._contract import Blend
+from koinon.merge._engine import CHUNK, Sources, blend_all, measure_all
+from koinon.merge._plan import Plan
+from koinon.merge.average import Average
+
+FORMAT = 1
+"""Version of the manifest ``koinon.json``."""
+CARRIED = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "*.tiktoken")
+"""What is carried over beside the weights: configuration, tokenizer, licence."""
+LEFT = ("*.index.json", "adapter_config.json", "trainer_state.json", "koinon.json")
+"""What is not, though it matches."""
+
+
+def run(
+    plan: Plan,
+    method_for: Callable[[str], Blend],
+    out: Path,
+    rounding: torch.dtype | None = None,
+    workers: int = 2,
+    shard: int = 5 * 10**9,
+    allow_nonfinite: bool = False,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Stream the merge into ``out``; gives the manifest, which is kept as ``koinon.json`` beside the weights.
+
+    A run that is stopped leaves a hidden folder beside ``out``; the same merge started again goes on from there.
+
+    Raises:
+        UserError: ``out`` is taken, the disk is full, or a number is NaN or infinite; nothing is left behind then.
+    """
+    refuse_taken(out, [*plan.paths.values(), *([plan.base_path] if plan.base_path else [])])
+    needs_base = method_for(plan.merged[0]).needs_base
+    if needs_base and plan.base is None:
+        raise UserError("this method works on differences to a base: give it with --base")
+    settings = {
+        "format": FORMAT,
+        "methods": sorted({repr(method_for(name)) for name in plan.merged}),
+        "by tensor": hashlib.sha256("\n".join(repr(method_for(n)) for n in plan.merged).encode()).hexdigest(),
+        "files": [_state(path) for path in (plan.base_path, *plan.paths.values()) if path is not None],
+        "out": {name: [list(spec.shape), str(spec.dtype)] for name, spec in plan.out.items()},
+        "merged": list(plan.merged),
+        "rounding": str(rounding),
+        "shard": shard,
+        "allow_nonfinite": allow_nonfinite,
+    }
+    with _Unfinished(out, settings) as work:
+        sources = Sources(plan.base if needs_base else None, plan.tuned, rounding, allow_nonfinite)
+        kept = "" if plan.base is not None else next(iter(plan.tuned))
+        rest = Sources(None, {kept: plan.reference}, allow_nonfinite=True)
+        writer = TensorWriter(work.folder, plan.out, shard, fresh=work.fresh)
+        work.ready()
+        tally = _Tally(writer, plan.writes, sum(plan.out[name].size for name in work.done), told)
+
+        def expect(name: str) -> None:
+            for its in (sources.base, *plan.tuned.values()):
+                if isinstance(its, Checkpoint):
+                    its.expect(name)
+
+        def left(names: Sequence[str]) -> list[str]:
+            return [name for name in names if name not in work.done]
+
+        try:
+            measured = {
+                repr(method): measure_all(method, sources, plan.merged, workers)
+                for method in {repr(its): its for its in map(method_for, plan.merged)}.values()
+                if method.measures_whole and left(plan.merged)
+            }
+            blend_all(method_for, sources, left(plan.merged), plan.out, tally.write, work.keep,
+                      workers, digest=True, expect=expect, measured=measured)  # fmt: skip
+            blend_all(lambda name: Average(), rest, left(plan.copied), plan.out, tally.write, work.keep, workers, True)
+            writer.finish()
+        finally:
+            writer.abandon()
+        _carry(plan, work.folder)
+        manifest = _manifest(plan, settings, work.done)
+        (work.folder / "koinon.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        work.finish()
+    return manifest
+
+
+class _Tally:
+    """Counts what is written."""
+
+    def __init__(self, writer: TensorWriter, total: int, done: int, told: Callable[[int, int], None]):
+        self.writer, self.total, self.done, self.told = writer, total, done, told
+        self.lock = threading.Lock()
+        told(done, total)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        self.writer.write(name, start, values)
+        with self.lock:
+            self.done += values.numel() * values.element_size()
+            self.told(self.done, self.total)
+
+
+class _Unfinished:
+    """The hidden folder beside ``out`` in which a merge grows, with a journal of the tensors that are whole."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]):
+        self.out = out
+        self.folder = out.parent / f".{out.name}.merging"
+        self.settings = json.dumps(settings)
+        self.done: dict[str, Mapping[str, str]] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "_Unfinished":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.held = os.open(self.folder, os.O_RDONLY)
+            _lock(self.held, self.out)
+            kept = self.folder / "plan.json"
+            self.fresh = not (kept.is_file() and kept.read_text(encoding="utf-8") == self.settings)
+            if self.fresh:
+                for file in self.folder.iterdir():
+                    file.unlink()
+            self.journal = (self.folder / "journal.jsonl").open("a+", encoding="utf-8")
+            self.journal.seek(0)
+            for line in self.journal:
+                with contextlib.suppress(ValueError):  # the last line may be cut
+                    self.done |= json.loads(line)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
+        return self
+
+    def ready(self) -> None:
+        """The files are made: what follows can be gone on with."""
+        if self.fresh:
+            (self.folder / "plan.json").write_text(self.settings, encoding="utf-8")
+
+    def keep(self, name: str, digests: Mapping[str | None, str]) -> None:
+        """A tensor is whole."""
+        held = {model or "": digest for model, digest in digests.items()}
+        with self.lock:
+            self.done[name] = held
+            self.journal.write(json.dumps({name: held}) + "\n")
+            self.journal.flush()
+
+    def finish(self) -> None:
+        self.journal.close()
+        for name in ("journal.jsonl", "plan.json"):
+            (self.folder / name).unlink()
+        os.replace(self.folder, self.out)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self.journal.close()
+        os.close(self.held)
+        if kind is not None and issubclass(kind, Exception):  # a stop from outside leaves what is finished
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _lock(folder: int, out: Path) -> None:
+    """Hold the folder while this process lives."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on this system
+        return
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise UserError(f"{out}: another process is merging into it") from None
+
+
+def refuse_taken(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise UserError if the folder exists with something in it, or is one of the inputs."""
+    for path in inputs:
+        if path.resolve() == out.resolve():
+            raise UserError(f"{out}: is one of the models to be merged; give another --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: exists already; give another --out")
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{out}: cannot be written ({parent} is a file)")
+
+
+def _state(path: Path) -> list[list[Any]]:
+    """What changes if a model's files change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _carry(plan: Plan, folder: Path) -> None:
+    """Configuration, tokenizer and licence of the reference, with the type of the numbers if it changed."""
+    path = plan.reference_path
+    if not path.is_dir():
+        return
+    for pattern in CARRIED:
+        for file in path.glob(pattern):
+            if file.is_file() and not any(file.match(left) for left in LEFT):
+                shutil.copyfile(file, folder / file.name)
+    config = folder / "config.json"
+    kinds = {str(spec.dtype).removeprefix("torch.") for spec in plan.out.values() if spec.dtype.is_floating_point}
+    if config.is_file() and len(kinds) == 1:
+        settings = read_json(config)
+        for key in ("dtype", "torch_dtype"):
+            if key in settings:
+                settings[key] = next(iter(kinds))
+        config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _manifest(plan: Plan, settings: Mapping[str, Any], done: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """What was made of what."""
+
+    def model(key: str, path: Path, weights: Weights) -> dict[str, Any]:
+        if isinstance(weights, Adapted):
+            return {"path": str(path), "adapter sha256": weights.sha256}
+        parts = [f"{name} {its[key]}" for name, its in sorted(done.items()) if key in its]
+        return {"path": str(path), "tensors sha256": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+
+    found = {
+        "format": FORMAT,
+        "koinon": metadata.version("koinon"),
+        "methods": settings["methods"],
+        "models": {name: model(name, path, plan.tuned[name]) for name, path in plan.paths.items()},
+        "merged": len(plan.merged),
+        "copied": len(plan.copied),
+        "rounding": settings["rounding"],
+        "chunk": CHUNK,
+    }
+    if plan.base is not None and plan.base_path is not None:
+        found["base"] = model("", plan.base_path, plan.base)
+    return found

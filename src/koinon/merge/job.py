@@ -1,0 +1,102 @@
+"""Ways of merging on models of one's own: folders of safetensors, or PEFT adapters, merged into a new folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from koinon.core import UserError
+from koinon.data.tensorfiles import DTYPES
+from koinon.merge._contract import Blend, Merge
+from koinon.merge._engine import CHUNK, cores
+from koinon.merge._files import refuse_taken, run
+from koinon.merge._plan import Plan, plan
+
+KINDS: Mapping[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values() if dtype.is_floating_point
+}
+MINIMUM = 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """Merge models on disk into a new folder."""
+
+    unit: ClassVar[str] = "bytes"
+    """What its progress is counted in."""
+
+    experts: tuple[Path, ...]
+    """The models: folders as Hugging Face saves them, safetensors files, or folders of PEFT's LoRA adapters."""
+    out: Path
+    """Folder for the merged model; made new."""
+    base: Path | None = None
+    """The model the others were tuned from."""
+    dtype: Literal["kept", "float32", "bfloat16", "float16", "float64"] = "kept"
+    """Type of the numbers written; kept: each tensor's own in the base (without one, in the first model)."""
+    only: tuple[str, ...] = ()
+    """Patterns of the tensors to merge, such as 'model.layers.*'; the others are the base's. All by default."""
+    rounding: Literal["once", "every-step"] = "once"
+    """Compute in float32 and round once; or round to the written type after every operation, as mergekit does."""
+    missing: bool = False
+    """Take a tensor that a model lacks for unchanged."""
+    allow_nonfinite: bool = False
+    """Merge NaN and infinity as they are."""
+    trust_pickle: bool = False
+    """Read pickled weights as well: their tensors, never code in them."""
+    workers: int = 0
+    """Threads; 0 for as many as there are cores."""
+    shard_gb: float = 5.0
+    """Most gigabytes in one file of the result."""
+    dry_run: bool = False
+    """Only tell what would be read, written and needed."""
+
+    def run(self, method: Merge, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Merge, and tell what was made.
+
+        Raises:
+            UserError: models that do not fit, a folder that is taken, a full disk; nothing is left behind then.
+        """
+        if not isinstance(method, Blend):
+            raise UserError(
+                f"{type(method).__name__} looks at data and so wants live models: koinon.merge in Python, see the guide"
+            )
+        kind = KINDS.get(self.dtype)
+        found = plan(self.base, self.experts, self.only, kind, self.missing, self.trust_pickle)
+        return self.stream(found, lambda name: method, told)
+
+    def stream(
+        self, found: Plan, method_for: Callable[[str], Blend], told: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Carry out a plan, or describe it."""
+        if self.workers < 0 or self.shard_gb * 1e9 < MINIMUM:
+            raise UserError("--workers takes a number from 0, --shard-gb one from 0.001")
+        workers = self.workers or cores()
+        rounding = next(iter(found.out.values())).dtype if self.rounding == "every-step" else None
+        facts = _facts(found, method_for, self.out, workers)
+        if self.dry_run:
+            refuse_taken(self.out, [*found.paths.values(), *([found.base_path] if found.base_path else [])])
+            return facts
+        run(found, method_for, self.out, rounding, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
+        return facts
+
+
+def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: int) -> dict[str, Any]:
+    methods = list({repr(its): its for its in map(method_for, found.merged)}.values())
+    models = len(found.tuned) + 1
+    facts = {
+        "out": str(out),
+        "method": ", ".join(map(repr, methods[:3])) + (f" and {len(methods) - 3} more" if len(methods) > 3 else ""),
+        "models": {name: str(path) for name, path in found.paths.items()},
+        "base": str(found.base_path) if found.base_path else "none",
+        "tensors": {"merged": len(found.merged), "copied": len(found.copied)},
+        "bytes": {"read": found.reads(methods[0].needs_base), "written": found.writes},
+        "passes over the input": 3 if any(its.measures_whole for its in methods) else 1,
+        "memory": f"about {workers * models * 6 * CHUNK * 4 / 1e6:.0f} MB above what is mapped, for {workers} workers",
+    }
+    return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})
+
+
+VERBS: Mapping[str, type] = {}
+"""What can be done besides applying a method."""
