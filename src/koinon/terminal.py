@@ -4,7 +4,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
+
+Told: TypeAlias = Callable[[int, int], None]
+"""Hears how much is done, of how much."""
+
+
+def untold(done: int, total: int) -> None:
+    """For those who need not hear."""
 
 
 def print_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
@@ -63,7 +70,7 @@ def progress(title: str) -> Iterator[Tally]:
 
 
 @contextlib.contextmanager
-def waiting(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def waiting(title: str, unit: str) -> Iterator[Told]:
     """A bar on a terminal, nothing elsewhere; gives what is told how much is done, of how much.
 
     Args:

@@ -3,6 +3,9 @@
 import fnmatch
 import hashlib
 import json
+import math
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from koinon.core import UserError
-from koinon.data.tensorfiles import Spec, TensorFile, Weights
+from koinon.data.tensorfiles import WORDS, Spec, TensorFile, Weights
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of PEFT's ``init_lora_weights`` that leave the base as it is."""
 
 
 class Loaded:
@@ -79,37 +84,39 @@ class Adapted:
         if not file.is_file():
             raise UserError(f"{folder}: no adapter_model.safetensors in it; save the adapter with safetensors")
         self.sha256 = file_digest(file)
-        kind = str(config.get("peft_type")).upper()
-        if kind != "LORA" or config.get("use_dora"):
-            raise UserError(f"{folder}: an adapter of the kind {'DoRA' if kind == 'LORA' else kind}; LoRA is read here")
+        _refuse_others(folder, config)
         weights = TensorFile(file)
         held = {_plain(name): _whole(weights, name) for name in weights.specs}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._replaced: dict[str, Tensor] = {}
         for name, value in held.items():
-            if name.endswith((".lora_A", ".lora_embedding_A")):
-                embedding = name.endswith(".lora_embedding_A")
-                module = name.removesuffix(".lora_A").removesuffix(".lora_embedding_A")
-                other = held.get(f"{module}.lora_{'embedding_' if embedding else ''}B")
-                if other is None:
-                    raise UserError(f"{folder}: {module} has a factor A and no B")
-                turned = embedding or bool(config.get("fan_in_fan_out"))
-                a, b = value.float().flatten(1), _scaling(config, module) * other.float().flatten(1)
-                self._factors[f"{module}.weight"] = (a.T.contiguous(), b.T.contiguous()) if turned else (b, a)
-            elif ".lora_" not in name:
+            module, part, kind = name.rpartition(".lora_")
+            if not part:
                 self._replaced[name] = value.flatten()
+                continue
+            other = held.get(f"{module}.lora_{kind[:-1] + _OTHER.get(kind[-1:], '')}")
+            if kind not in ("A", "B", "embedding_A", "embedding_B") or other is None:
+                raise UserError(f"{folder}: {name} is no pair of factors A and B, which alone are read here")
+            if kind.endswith("A"):
+                if min(value.ndim, other.ndim) < 2 or len(value) == 0:
+                    raise UserError(f"{folder}: the factors of {module} are no matrices")
+                scale = _scaling(folder, config, module, len(value))
+                a, b = value.float().flatten(1), scale * other.float().flatten(1)
+                turned = kind == "embedding_A" or bool(config.get("fan_in_fan_out"))
+                self._factors[f"{module}.weight"] = (a.T.contiguous(), b.T.contiguous()) if turned else (b, a)
         self._check(held)
-        self.specs = {
-            name: Spec(spec.shape, torch.float32) if name in self._factors else spec
-            for name, spec in base.specs.items()
-        }
+        self.specs = {name: Spec(spec.shape, self._kind(name, spec.dtype)) for name, spec in base.specs.items()}
+
+    def _kind(self, name: str, kind: torch.dtype) -> torch.dtype:
+        kind = self._replaced[name].dtype if name in self._replaced else kind
+        return torch.promote_types(kind, torch.float32) if name in self._factors else kind
 
     def _check(self, held: Mapping[str, Tensor]) -> None:
         for name, (left, right) in self._factors.items():
             spec = self.base.specs.get(name)
             if spec is None:
                 raise UserError(f"{self.path}: adapts {name}, which the base does not have; is it another model's?")
-            fits = left.shape[1] == right.shape[0] and left.shape[0] == spec.shape[0]
+            fits = left.shape[1] == right.shape[0] and spec.shape[:1] == left.shape[:1]
             if not fits or left.shape[0] * right.shape[1] != spec.count:
                 raise UserError(
                     f"{self.path}: its factors of {name} make {left.shape[0]} x {right.shape[1]}, "
@@ -122,16 +129,15 @@ class Adapted:
 
     def read(self, name: str, start: int, stop: int) -> Float[Tensor, " n"]:
         """See `Weights.read`."""
-        if name in self._replaced:
-            return self._replaced[name][start:stop]
-        values = self.base.read(name, start, stop)
+        replaced = self._replaced.get(name)
+        values = self.base.read(name, start, stop) if replaced is None else replaced[start:stop]
         if name not in self._factors:
             return values
         left, right = self._factors[name]
         columns = right.shape[1]
         top = start // columns
         added = left[top : -(-stop // columns)] @ right  # the rows that hold the stretch
-        return values.float() + added.flatten()[start - top * columns : stop - top * columns]
+        return values.to(self.specs[name].dtype) + added.flatten()[start - top * columns : stop - top * columns]
 
 
 def open_weights(path: Path, base: Weights | None = None, trust_pickle: bool = False) -> Weights:
@@ -145,19 +151,35 @@ def open_weights(path: Path, base: Weights | None = None, trust_pickle: bool = F
     Raises:
         UserError: nothing there, damaged, or pickled and not trusted.
     """
+    try:
+        return _opened(path, base, trust_pickle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _opened(path: Path, base: Weights | None, trust_pickle: bool) -> Weights:
     if path.is_file():
-        return Checkpoint(path, [path]) if path.suffix == ".safetensors" else _unpickled(path, [path], trust_pickle)
+        if any(path.match(pattern) for pattern in PICKLED):
+            return _unpickled(path, [path], trust_pickle)
+        return Checkpoint(path, [path])
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UserError(f"{path}: an adapter; give the model it was trained on as the base")
         return Adapted(base, path)
-    for index in sorted(path.glob("*.safetensors.index.json")):
-        return Checkpoint(path, _indexed(index))
     files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1 or path / "model.safetensors" in files:
-        return Checkpoint(path, [path / "model.safetensors" if len(files) > 1 else files[0]])
+    indices = sorted(path.glob("*.safetensors.index.json"), key=lambda file: not file.name.startswith("model."))
+    if path / "model.safetensors" in files:  # as Hugging Face prefers it
+        return Checkpoint(path, [path / "model.safetensors"])
+    for index in indices:
+        found = Checkpoint(path, _indexed(index))
+        lost = [name for name in read_json(index)["weight_map"] if name not in found.specs]
+        if lost:
+            raise UserError(f"{path}: none of its files holds {lost[0]}, which {index.name} names")
+        return found
+    if len(files) == 1:
+        return Checkpoint(path, files)
     if files:
         raise UserError(f"{path}: {len(files)} safetensors files and no index that says which belong together")
     for index in sorted(path.glob("*.bin.index.json")):
@@ -204,7 +226,7 @@ def _indexed(index: Path) -> list[Path]:
         raise UserError(f"{index}: has no weight_map")
     files = sorted(set(named.values()))
     for file in files:
-        if file != Path(file).name or file in (".", "..") or "\\" in file or "\0" in file:
+        if Path(file).parts != (file,) or file == ".." or "\\" in file or "\0" in file:
             raise UserError(f"{index}: names {file!r}, which is not a file beside it")
         if not (index.parent / file).is_file():
             raise UserError(f"{index.parent}: {file} is missing, which its index names")
@@ -220,18 +242,45 @@ def _unpickled(path: Path, files: Sequence[Path], trusted: bool) -> Loaded:
     state: dict[str, Tensor] = {}
     for file in files:
         try:
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            mapped = zipfile.is_zipfile(file)  # older files are read whole
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # whatever a damaged pickle makes fail
-            raise UserError(f"{file}: cannot be read as pickled tensors ({str(error).splitlines()[0]})") from None
-        if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
-            raise UserError(f"{file}: holds something else than named tensors")
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{file}: cannot be read as pickled tensors ({said})") from None
+        if not (isinstance(found, dict) and all(isinstance(name, str) and _is_plain(t) for name, t in found.items())):
+            raise UserError(f"{file}: holds something else than named tensors of numbers")
         state |= found
     return Loaded(state)
 
 
+def _is_plain(value: Any) -> bool:
+    if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
+        return False
+    return value.dtype in WORDS and not value.is_quantized
+
+
+_OTHER = {"A": "B", "B": "A"}
+
+
+def _refuse_others(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise UserError for an adapter that is more than W + s B A on the base as it is."""
+    kind = str(config.get("peft_type"))[:40].upper()
+    if kind != "LORA" or config.get("use_dora"):
+        kind = "DoRA" if kind == "LORA" else kind
+        raise UserError(f"{folder}: an adapter of the kind {kind}; LoRA is read here")
+    begun = config.get("init_lora_weights")
+    if not (isinstance(begun, str | bool | None) and begun in PLAIN_STARTS):
+        raise UserError(
+            f"{folder}: begun with {str(begun)[:40]!r}, which changes the base itself; make it plain LoRA with PEFT"
+        )
+    for key in ("layer_replication", "use_qalora", "use_bdlora"):
+        if config.get(key):
+            raise UserError(f"{folder}: {key} is not read here; merge it into its base with PEFT first")
+
+
 def _plain(name: str) -> str:
     """``base_model.model.a.b.lora_A.weight`` is about ``a.b.lora_A``; a replaced ``a.b.weight`` stays."""
-    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
     for part in (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B"):
         for ending in (f"{part}.weight", f"{part}.default.weight", f"{part}.default"):
             if name.endswith(ending):
@@ -244,13 +293,28 @@ def _whole(weights: TensorFile, name: str) -> Tensor:
     return weights.read(name, 0, spec.count).reshape(spec.shape).clone()
 
 
-def _scaling(config: Mapping[str, Any], module: str) -> float:
+def _scaling(folder: Path, config: Mapping[str, Any], module: str, rows: int) -> float:
     """alpha / r, or alpha / sqrt(r) if it is rank-stabilised; both may differ by module."""
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    for pattern, value in (config.get("rank_pattern") or {}).items():
-        rank = value if module.endswith(pattern) else rank
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        alpha = value if module.endswith(pattern) else alpha
-    if not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
-        raise UserError(f"adapter_config.json: no valid r and lora_alpha ({rank!r}, {alpha!r})")
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    found: list[float] = []
+    for key, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        special = config.get(patterns) or {}
+        if not isinstance(special, dict):
+            raise UserError(f"{folder}: adapter_config.json: {patterns} is no mapping")
+        value = next((its for pattern, its in special.items() if _meant(folder, pattern, module)), config.get(key))
+        if not (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53):
+            raise UserError(f"{folder}: adapter_config.json: no valid {key} for {module}: {str(value)[:40]}")
+        found.append(value)
+    rank, alpha = found
+    if rank != rows:
+        raise UserError(f"{folder}: {module} has factors of rank {rows}, adapter_config.json says {rank}")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _meant(folder: Path, pattern: str, module: str) -> bool:
+    """Whether PEFT takes a module for meant: its name, or the end of it from a dot on, is the regular expression."""
+    if "(" in pattern or len(re.findall(r"[*+?{]", pattern)) > 2 or len(module) > 500:  # could take for ever
+        raise UserError(f"{folder}: adapter_config.json: the pattern {pattern[:60]!r} is too involved to be read here")
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error as error:
+        raise UserError(f"{folder}: adapter_config.json: the pattern {pattern[:60]!r} is damaged ({error})") from None

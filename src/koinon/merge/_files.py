@@ -21,6 +21,7 @@ from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK, Sources, blend_all, measure_all
 from koinon.merge._plan import Plan
 from koinon.merge.average import Average
+from koinon.terminal import Told, untold
 
 FORMAT = 1
 """Version of the manifest ``koinon.json``."""
@@ -38,7 +39,7 @@ def run(
     workers: int = 2,
     shard: int = 5 * 10**9,
     allow_nonfinite: bool = False,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    told: Told = untold,
 ) -> dict[str, Any]:
     """Stream the merge into ``out``; gives the manifest, which is kept as ``koinon.json`` beside the weights.
 
@@ -48,11 +49,14 @@ def run(
         UserError: ``out`` is taken, the disk is full, or a number is NaN or infinite; nothing is left behind then.
     """
     refuse_taken(out, [*plan.paths.values(), *([plan.base_path] if plan.base_path else [])])
-    needs_base = method_for(plan.merged[0]).needs_base
+    out = out.resolve()
+    config = _config(plan)
+    needs_base = any(method_for(name).needs_base for name in plan.merged)
     if needs_base and plan.base is None:
         raise UserError("this method works on differences to a base: give it with --base")
     settings = {
         "format": FORMAT,
+        "koinon": metadata.version("koinon"),
         "methods": sorted({repr(method_for(name)) for name in plan.merged}),
         "by tensor": hashlib.sha256("\n".join(repr(method_for(n)) for n in plan.merged).encode()).hexdigest(),
         "files": [_state(path) for path in (plan.base_path, *plan.paths.values()) if path is not None],
@@ -90,7 +94,7 @@ def run(
             writer.finish()
         finally:
             writer.abandon()
-        _carry(plan, work.folder)
+        _carry(plan, work.folder, config)
         manifest = _manifest(plan, settings, work.done)
         (work.folder / "koinon.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         work.finish()
@@ -100,7 +104,7 @@ def run(
 class _Tally:
     """Counts what is written."""
 
-    def __init__(self, writer: TensorWriter, total: int, done: int, told: Callable[[int, int], None]):
+    def __init__(self, writer: TensorWriter, total: int, done: int, told: Told):
         self.writer, self.total, self.done, self.told = writer, total, done, told
         self.lock = threading.Lock()
         told(done, total)
@@ -128,8 +132,9 @@ class _Unfinished:
             self.held = os.open(self.folder, os.O_RDONLY)
             _lock(self.held, self.out)
             kept = self.folder / "plan.json"
-            self.fresh = not (kept.is_file() and kept.read_text(encoding="utf-8") == self.settings)
+            self.fresh = not (kept.is_file() and kept.read_bytes() == self.settings.encode())
             if self.fresh:
+                kept.unlink(missing_ok=True)  # first: with it, what is left would be gone on with
                 for file in self.folder.iterdir():
                     file.unlink()
             self.journal = (self.folder / "journal.jsonl").open("a+", encoding="utf-8")
@@ -137,6 +142,7 @@ class _Unfinished:
             for line in self.journal:
                 with contextlib.suppress(ValueError):  # the last line may be cut
                     self.done |= json.loads(line)
+            self.journal.write("\n")
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
         return self
@@ -161,10 +167,13 @@ class _Unfinished:
         os.replace(self.folder, self.out)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self.journal.close()
-        os.close(self.held)
+        with contextlib.suppress(OSError):  # of a full disk
+            self.journal.close()
         if kind is not None and issubclass(kind, Exception):  # a stop from outside leaves what is finished
             shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self.held)
+        if isinstance(error, OSError):
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from None
 
 
 def _lock(folder: int, out: Path) -> None:
@@ -185,36 +194,44 @@ def refuse_taken(out: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if path.resolve() == out.resolve():
             raise UserError(f"{out}: is one of the models to be merged; give another --out")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: exists already; give another --out")
-    for parent in out.parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"{out}: cannot be written ({parent} is a file)")
+    try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"{out}: exists already; give another --out")
+        for parent in out.resolve().parents:
+            if parent.exists() and not parent.is_dir():
+                raise UserError(f"{out}: cannot be written ({parent} is a file)")
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{str(out)[:200]}: cannot be written ({error.strerror})") from None
 
 
-def _state(path: Path) -> list[list[Any]]:
-    """What changes if a model's files change."""
+def _state(path: Path) -> list[Any]:
+    """What changes if a model's files change, or others take their place."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    return [str(path.resolve()), found]
 
 
-def _carry(plan: Plan, folder: Path) -> None:
-    """Configuration, tokenizer and licence of the reference, with the type of the numbers if it changed."""
-    path = plan.reference_path
-    if not path.is_dir():
-        return
-    for pattern in CARRIED:
-        for file in path.glob(pattern):
+def _config(plan: Plan) -> dict[str, Any] | None:
+    """The reference's ``config.json``, with the type of the numbers if it changed."""
+    file = plan.reference_path / "config.json"
+    if not file.is_file():
+        return None
+    settings = read_json(file)
+    kinds = {str(spec.dtype).removeprefix("torch.") for spec in plan.out.values() if spec.dtype.is_floating_point}
+    for key in ("dtype", "torch_dtype"):
+        if key in settings and len(kinds) == 1:
+            settings[key] = next(iter(kinds))
+    return settings
+
+
+def _carry(plan: Plan, folder: Path, config: Mapping[str, Any] | None) -> None:
+    """Configuration, tokenizer and licence of the reference."""
+    for pattern in CARRIED if plan.reference_path.is_dir() else ():
+        for file in plan.reference_path.glob(pattern):
             if file.is_file() and not any(file.match(left) for left in LEFT):
                 shutil.copyfile(file, folder / file.name)
-    config = folder / "config.json"
-    kinds = {str(spec.dtype).removeprefix("torch.") for spec in plan.out.values() if spec.dtype.is_floating_point}
-    if config.is_file() and len(kinds) == 1:
-        settings = read_json(config)
-        for key in ("dtype", "torch_dtype"):
-            if key in settings:
-                settings[key] = next(iter(kinds))
-        config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _manifest(plan: Plan, settings: Mapping[str, Any], done: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

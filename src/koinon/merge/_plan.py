@@ -154,10 +154,15 @@ def _fitted(model: str, weights: Weights, reference: Weights, missing: bool, not
     if unknown:
         raise UserError(f"model {model!r}: has a tensor {unknown[0]}{_more(unknown)}, which the reference lacks")
     for name in known:
-        if name in its and not known[name].dtype.is_floating_point and not _equal(weights, name, reference, name):
-            raise UserError(f"model {model!r}: {name} holds {known[name].dtype}, other ones than the base: quantized?")
-        if name in its and known[name].dtype.is_floating_point != its[name].dtype.is_floating_point:
+        if name not in its:
+            continue
+        if known[name].dtype.is_floating_point != its[name].dtype.is_floating_point:
             raise UserError(f"model {model!r}: {name} holds {its[name].dtype}, in the reference {known[name].dtype}")
+        if known[name].dtype.is_floating_point or _equal(weights, name, reference, name):
+            continue
+        if known[name].count > 1:
+            raise UserError(f"model {model!r}: {name} holds {known[name].dtype}, other ones than the base: quantized?")
+        notes.append(f"model {model!r} has another {name}: the reference's is kept")  # such as a count of batches
     return Fitted(weights, elsewhere) if elsewhere else weights
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from koinon.core import UserError
 from koinon.merge._engine import Chunk, Part
@@ -115,16 +116,28 @@ def consensus(
     """
     weighted = [vector * torch.tensor(w, dtype=vector.dtype) for vector, w in zip(vectors, weights, strict=True)]
     kind = weighted[0].dtype
-    if elect:
-        positive = _sum(weighted) >= 0
-        agree = [torch.where(positive, vector > 0, vector < 0) for vector in weighted]
-        weighted = [torch.where(its, vector, 0) for its, vector in zip(agree, weighted, strict=True)]
+    # A choice by mask is ten times as slow on a CPU as arithmetic with 0, 1 and the sign.
     total = _sum(weighted)
+    if elect:
+        sign = torch.ge(total, 0, out=torch.empty_like(total)).mul_(2).sub_(1)
+        weighted = [F.relu(vector * sign) for vector in weighted]
+        total = _sum(weighted) * sign
     if mean:
-        shares = [(vector != 0) * torch.tensor(w, dtype=kind) for vector, w in zip(weighted, weights, strict=True)]
+        shares = [
+            vector.sign().abs_() * torch.tensor(w, dtype=kind) for vector, w in zip(weighted, weights, strict=True)
+        ]
         divisor = _sum(shares)
-        total /= torch.where(divisor == 0, 1, divisor)
+        total /= divisor + torch.eq(divisor, 0, out=torch.empty_like(divisor))
     return total
+
+
+def cut_below(vector: Float[Tensor, " n"], cut: float) -> Float[Tensor, " n"]:
+    """The vector with 0 for all that is smaller than ``cut`` in magnitude, taken in float32 as `cutoffs` takes it."""
+    if vector.dtype == torch.float64:
+        return torch.where(vector.abs().float() >= cut, vector, 0)
+    edge = torch.tensor(cut, dtype=vector.dtype)
+    below = torch.nextafter(edge, torch.zeros_like(edge))  # what hardshrink keeps is larger, not as large
+    return F.hardshrink(vector, float(below)) if cut > 0 else vector
 
 
 def _sum(vectors: Sequence[Tensor]) -> Tensor:

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from koinon.core import Paper, UserError
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import added, consensus, cutoffs, each, share
+from koinon.merge._vectors import added, consensus, cut_below, cutoffs, each, share
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Breadcrumbs(Blend):
     def blend(self, chunk: Chunk, found: list[tuple[float, float]]) -> Float[Tensor, " n"]:
         """1. Mask both ends. 2. Merge the rest."""
         masked = (
-            torch.where((delta.abs() >= low) & (delta.abs() < high), delta, 0)
+            cut_below(delta, low) - cut_below(delta, high)
             for delta, (low, high) in zip(chunk.deltas, found, strict=True)
         )
         weights = each(self.weights, list(chunk.tuned), "weights")

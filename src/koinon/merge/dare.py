@@ -48,14 +48,16 @@ class Dare(Blend):
 
     def measure(self, part: Part) -> list[float]:
         """What each model's kept elements are multiplied with."""
+        share(self.density, "density")
         density = [round(its * STEPS) / STEPS for its in each(self.density, part.models, "density")]
-        share(density, "density")
         if self.rescale == "density":
             return [1 / its if its else 0.0 for its in density]
         if self.rescale == "none":
             return [1.0] * len(density)
-        sums = torch.tensor(part.look(self._mass), dtype=torch.float64).sum(0)  # model (all, kept)
-        return [float(whole / left) if left > 0 else 1.0 for whole, left in sums.view(len(density), 2)]
+        sums = torch.tensor(part.look(self._mass), dtype=torch.float64).view(
+            -1, len(density), 2
+        )  # chunk model (all, kept)
+        return [float(whole / left) if left > 0 else 1.0 for whole, left in sums.sum(0)]
 
     def blend(self, chunk: Chunk, found: list[float]) -> Float[Tensor, " n"]:
         """1. Drop with probability p. 2. Rescale. 3. Merge."""
@@ -67,8 +69,8 @@ class Dare(Blend):
         density = each(self.density, list(chunk.tuned), "density")
         for model, delta, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
             bits = chunk.random(self.seed, model).bit_generator.random_raw(-(-len(delta) // 4)).view(np.uint16)
-            kept = torch.from_numpy(bits[: len(delta)] < round(its * STEPS)) if its < 1 else torch.ones(len(delta)) > 0
-            yield torch.where(kept, delta, 0)
+            kept = (bits[: len(delta)] < round(its * STEPS)).view(np.uint8)
+            yield delta * torch.from_numpy(kept).to(delta.dtype) if its < 1 else delta
 
     def _mass(self, chunk: Chunk) -> list[float]:
         pairs = zip(chunk.deltas, self._dropped(chunk), strict=True)

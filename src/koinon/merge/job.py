@@ -1,7 +1,8 @@
 """Ways of merging on models of one's own: folders of safetensors, or PEFT adapters, merged into a new folder."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from koinon.merge._contract import Blend, Merge
 from koinon.merge._engine import CHUNK, cores
 from koinon.merge._files import refuse_taken, run
 from koinon.merge._plan import Plan, plan
+from koinon.terminal import Told, untold
 
 KINDS: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values() if dtype.is_floating_point
@@ -52,7 +54,7 @@ class Job:
     dry_run: bool = False
     """Only tell what would be read, written and needed."""
 
-    def run(self, method: Merge, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def run(self, method: Merge, told: Told = untold) -> dict[str, Any]:
         """Merge, and tell what was made.
 
         Raises:
@@ -62,24 +64,36 @@ class Job:
             raise UserError(
                 f"{type(method).__name__} looks at data and so wants live models: koinon.merge in Python, see the guide"
             )
+        _refuse_no_numbers(method)
+        if len(self.experts) == 1 and not method.needs_base:
+            raise UserError(f"{self.experts[0]}: one model only; this method makes one of several")
         kind = KINDS.get(self.dtype)
         found = plan(self.base, self.experts, self.only, kind, self.missing, self.trust_pickle)
         return self.stream(found, lambda name: method, told)
 
-    def stream(
-        self, found: Plan, method_for: Callable[[str], Blend], told: Callable[[int, int], None]
-    ) -> dict[str, Any]:
+    def stream(self, found: Plan, method_for: Callable[[str], Blend], told: Told) -> dict[str, Any]:
         """Carry out a plan, or describe it."""
-        if self.workers < 0 or self.shard_gb * 1e9 < MINIMUM:
+        if self.workers < 0 or not MINIMUM <= self.shard_gb * 1e9 < 2**63:
             raise UserError("--workers takes a number from 0, --shard-gb one from 0.001")
         workers = self.workers or cores()
-        rounding = next(iter(found.out.values())).dtype if self.rounding == "every-step" else None
+        kinds = {found.out[name].dtype for name in found.merged}
+        if self.rounding == "every-step" and len(kinds) > 1:
+            raise UserError("--rounding every-step rounds to one type and the models hold several: give --dtype")
+        rounding = kinds.pop() if self.rounding == "every-step" else None
         facts = _facts(found, method_for, self.out, workers)
         if self.dry_run:
             refuse_taken(self.out, [*found.paths.values(), *([found.base_path] if found.base_path else [])])
             return facts
         run(found, method_for, self.out, rounding, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
         return facts
+
+
+def _refuse_no_numbers(method: Blend) -> None:
+    for setting in fields(method):
+        value = getattr(method, setting.name)
+        for its in value if isinstance(value, tuple) else [value]:
+            if isinstance(its, float) and not math.isfinite(its):
+                raise UserError(f"{setting.name} {its}: give a finite number")
 
 
 def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: int) -> dict[str, Any]:

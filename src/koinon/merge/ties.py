@@ -7,14 +7,13 @@ elements of the model have.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from koinon.core import Paper
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import added, consensus, cutoffs, each, kept, share
+from koinon.merge._vectors import added, consensus, cut_below, cutoffs, each, kept, share
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,6 @@ class Ties(Blend):
 
     def blend(self, chunk: Chunk, found: list[float]) -> Float[Tensor, " n"]:
         """2. Elect the sign with the larger total. 3. Merge the elements of that sign."""
-        trimmed = (torch.where(delta.abs() >= cut, delta, 0) for delta, cut in zip(chunk.deltas, found, strict=True))
+        trimmed = (cut_below(delta, cut) for delta, cut in zip(chunk.deltas, found, strict=True))
         weights = each(self.weights, list(chunk.tuned), "weights")
         return added(chunk, consensus(trimmed, weights, self.elect, self.mean), self.scale)

@@ -1,7 +1,7 @@
 """What every way of sharing does on a table: train, choose on the validation part, measure."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from koinon.data.tables import Rows, World
 from koinon.nn.tasks import shared_loss
 from koinon.nn.train import Batches, Cost, predict, train
 from koinon.share._contract import Share, Shared
+from koinon.terminal import Told, untold
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def choose(
     world: World,
     budget: Budget,
     seed: int,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    told: Told = untold,
 ) -> Chosen:
     """Train with each learning rate and keep the epoch with the best validation score.
 

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from koinon.nn.tasks import Task
 from koinon.nn.train import predict
 from koinon.share._contract import Share, Shared
 from koinon.share._tables import Budget, choose, measure, predict_rows
+from koinon.terminal import Told, untold
 
 FORMAT = 1
 """Version of the layout of a kept model's folder."""
@@ -54,7 +55,7 @@ class Job:
     overwrite: bool = False
     """Replace the model that is in the folder already."""
 
-    def run(self, method: Share, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def run(self, method: Share, told: Told = untold) -> dict[str, Any]:
         """Train, keep, and tell how well it does on the test part."""
         _refuse_taken(self.out, self.overwrite)
         if self.epochs < 1 or self.batch < 3 or self.embedding < 1:
@@ -64,13 +65,8 @@ class Job:
         world = self.file.world()
         budget = Budget(self.epochs, batch=self.batch, rates=self.rates, embedding=self.embedding)
         chosen = choose(method, world, budget, self.seed, told)
-        inputs, _ = world.test.tensors()
-        measured = measure(
-            world,
-            world.test,
-            predict_rows(chosen.model, world, inputs),
-            Resampling(world.test.groups, len(world.test), 0),
-        )
+        predictions = predict_rows(chosen.model, world, world.test.tensors()[0])
+        measured = measure(world, world.test, predictions, Resampling(world.test.groups, len(world.test), 0))
         keep(chosen.model, method, world.schema, self.embedding, self.out)
         return {
             "out": str(self.out),
@@ -97,7 +93,7 @@ class Predict:
     own: str | None = None
     """Module path or file of the method, if it is one of your own: nothing that a model names is run unasked."""
 
-    def run(self, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def run(self, told: Told = untold) -> dict[str, Any]:
         """Predict, and write the table of predictions whole."""
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"{self.out}: predictions are written as .csv or .parquet")
