@@ -286,7 +286,7 @@ def capability(name: str, arguments: list[str]) -> None:
     """``koinon CAPABILITY METHOD ...`` applies a method to one's own; ``koinon CAPABILITY VERB ...`` goes on."""
     methods = [method.split(".")[1] for method in core.names(name)]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: koinon {name} METHOD ... (add --help for its options)\n")
+        print(f"usage: koinon {name} METHOD ... (add --help for its options)\n{core.summary(f'{name}.job')}\n")
         for method in methods:
             print(f"  {method:16}{core.summary(f'{name}.{method}')}")
         return

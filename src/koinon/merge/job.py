@@ -1,12 +1,13 @@
-"""Ways of merging on models of one's own: folders of safetensors, or PEFT adapters, merged into a new folder."""
+"""Models on disk become a new folder; koinon merge --from RECIPE.yml --out FOLDER follows a recipe of mergekit."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import tyro
 
 from koinon.core import UserError
 from koinon.data.tensorfiles import DTYPES
@@ -23,20 +24,9 @@ MINIMUM = 1_000_000
 
 
 @dataclass(frozen=True)
-class Job:
-    """Merge models on disk into a new folder."""
+class How:
+    """How models on disk are merged, whatever the method."""
 
-    unit: ClassVar[str] = "bytes"
-    """What its progress is counted in."""
-
-    experts: tuple[Path, ...]
-    """The models: folders as Hugging Face saves them, safetensors files, or folders of PEFT's LoRA adapters."""
-    out: Path
-    """Folder for the merged model; made new."""
-    base: Path | None = None
-    """The model the others were tuned from."""
-    dtype: Literal["kept", "float32", "bfloat16", "float16", "float64"] = "kept"
-    """Type of the numbers written; kept: each tensor's own in the base (without one, in the first model)."""
     only: tuple[str, ...] = ()
     """Patterns of the tensors to merge, such as 'model.layers.*'; the others are the base's. All by default."""
     rounding: Literal["once", "every-step"] = "once"
@@ -54,6 +44,46 @@ class Job:
     dry_run: bool = False
     """Only tell what would be read, written and needed."""
 
+    def plan(self, base: Path | None, experts: Sequence[Path], dtype: str | None) -> Plan:
+        """See `plan`."""
+        return plan(base, experts, self.only, KINDS.get(dtype or ""), self.missing, self.trust_pickle)
+
+    def stream(
+        self, found: Plan, method_for: Callable[[str], Blend], out: Path, told: Told, rounding: str | None = None
+    ) -> dict[str, Any]:
+        """Carry out a plan, or describe it; ``rounding`` is the type to round to if it is not the written one."""
+        if self.workers < 0 or not MINIMUM <= self.shard_gb * 1e9 < 2**63:
+            raise UserError("--workers takes a number from 0, --shard-gb one from 0.001")
+        workers = self.workers or cores()
+        kinds = {KINDS[rounding]} if rounding else {found.out[name].dtype for name in found.merged}
+        if self.rounding == "every-step" and len(kinds) > 1:
+            raise UserError("--rounding every-step rounds to one type and the models hold several: give --dtype")
+        facts = _facts(found, method_for, out, workers)
+        if self.dry_run:
+            refuse_taken(out, [*found.paths.values(), *([found.base_path] if found.base_path else [])])
+            return facts
+        kind = kinds.pop() if self.rounding == "every-step" else None
+        run(found, method_for, out, kind, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
+        return facts
+
+
+@dataclass(frozen=True)
+class Job:
+    """Merge models on disk into a new folder."""
+
+    unit: ClassVar[str] = "bytes"
+    """What its progress is counted in."""
+
+    experts: tuple[Path, ...]
+    """The models: folders as Hugging Face saves them, safetensors files, or folders of PEFT's LoRA adapters."""
+    out: Path
+    """Folder for the merged model; made new."""
+    how: How
+    base: Path | None = None
+    """The model the others were tuned from."""
+    dtype: Literal["kept", "float32", "bfloat16", "float16", "float64"] = "kept"
+    """Type of the numbers written; kept: each tensor's own in the base (without one, in the first model)."""
+
     def run(self, method: Merge, told: Told = untold) -> dict[str, Any]:
         """Merge, and tell what was made.
 
@@ -67,25 +97,28 @@ class Job:
         _refuse_no_numbers(method)
         if len(self.experts) == 1 and not method.needs_base:
             raise UserError(f"{self.experts[0]}: one model only; this method makes one of several")
-        kind = KINDS.get(self.dtype)
-        found = plan(self.base, self.experts, self.only, kind, self.missing, self.trust_pickle)
-        return self.stream(found, lambda name: method, told)
+        return self.how.stream(self.how.plan(self.base, self.experts, self.dtype), lambda name: method, self.out, told)
 
-    def stream(self, found: Plan, method_for: Callable[[str], Blend], told: Told) -> dict[str, Any]:
-        """Carry out a plan, or describe it."""
-        if self.workers < 0 or not MINIMUM <= self.shard_gb * 1e9 < 2**63:
-            raise UserError("--workers takes a number from 0, --shard-gb one from 0.001")
-        workers = self.workers or cores()
-        kinds = {found.out[name].dtype for name in found.merged}
-        if self.rounding == "every-step" and len(kinds) > 1:
-            raise UserError("--rounding every-step rounds to one type and the models hold several: give --dtype")
-        rounding = kinds.pop() if self.rounding == "every-step" else None
-        facts = _facts(found, method_for, self.out, workers)
-        if self.dry_run:
-            refuse_taken(self.out, [*found.paths.values(), *([found.base_path] if found.base_path else [])])
-            return facts
-        run(found, method_for, self.out, rounding, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
-        return facts
+
+@dataclass(frozen=True)
+class FromRecipe:
+    """Merge as a recipe of mergekit says: linear, task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, slerp."""
+
+    recipe: Annotated[Path, tyro.conf.arg(name="from")]
+    """The recipe's YAML; paths in it are looked for beside it, then in the working directory."""
+    out: Path
+    """Folder for the merged model; made new."""
+    how: How
+
+    def run(self, told: Told = untold) -> dict[str, Any]:
+        """Merge, and tell what was made; raises UserError as `Job.run`, and for a recipe that would change meaning."""
+        from koinon.merge._mergekit import read_recipe
+
+        recipe = read_recipe(self.recipe)
+        base = None if recipe.base is None else Path(recipe.base)
+        found = self.how.plan(base, [Path(its) for its in recipe.experts], recipe.out_dtype)
+        methods = recipe.methods(found.reference.specs)
+        return self.how.stream(found, methods.__getitem__, self.out, told, recipe.dtype)
 
 
 def _refuse_no_numbers(method: Blend) -> None:
@@ -112,5 +145,5 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})
 
 
-VERBS: Mapping[str, type] = {}
-"""What can be done besides applying a method."""
+VERBS: Mapping[str, type] = {"": FromRecipe}
+"""What can be done besides applying a method; the one without a name is called by its options alone."""

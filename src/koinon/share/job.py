@@ -1,4 +1,4 @@
-"""Ways of sharing on a table of one's own: train and keep a model, and apply a kept one."""
+"""Train on a table of your own and keep the model; koinon share predict MODEL applies a kept one to new rows."""
 
 import json
 import math
