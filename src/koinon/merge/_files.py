@@ -94,7 +94,9 @@ def run(
             writer.finish()
         finally:
             writer.abandon()
-        _carry(plan, work.folder, config)
+        carry(plan.reference_path, work.folder)
+        if config is not None:
+            (work.folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         manifest = _manifest(plan, settings, work.done)
         (work.folder / "koinon.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         work.finish()
@@ -224,14 +226,12 @@ def _config(plan: Plan) -> dict[str, Any] | None:
     return settings
 
 
-def _carry(plan: Plan, folder: Path, config: Mapping[str, Any] | None) -> None:
-    """Configuration, tokenizer and licence of the reference."""
-    for pattern in CARRIED if plan.reference_path.is_dir() else ():
-        for file in plan.reference_path.glob(pattern):
-            if file.is_file() and not any(file.match(left) for left in LEFT):
+def carry(path: Path, folder: Path, leave: Sequence[str] = ()) -> None:
+    """Copy a model's configuration, tokenizer and licence into a folder, but for the files to leave."""
+    for pattern in CARRIED if path.is_dir() else ():
+        for file in path.glob(pattern):
+            if file.is_file() and not any(file.match(left) for left in (*LEFT, *leave)):
                 shutil.copyfile(file, folder / file.name)
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _manifest(plan: Plan, settings: Mapping[str, Any], done: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -146,3 +146,106 @@ def entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
 
 Predict = Callable[[State, str, Any], Tensor]
 """From weights, task and batch to the task's logits."""
+
+
+def parts(module: nn.Module, state: State) -> tuple[list[str], list[str]]:
+    """The names in a state: parameters, one tied to another only once; then the rest, such as running means."""
+    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return [name for name, _ in module.named_parameters() if name in state], [
+        name for name in state if name not in every
+    ]
+
+
+def tap(module: nn.Module, pattern: str) -> tuple[str, bool]:
+    """Where features are read: the path of a submodule, and whether its input is meant rather than its output.
+
+    Args:
+        module: the model.
+        pattern: as of ``fnmatch``, for the path; the last submodule that matches counts. ``":input"`` behind it
+            asks for the input. Empty: the input of the last submodule without children that has parameters, the head.
+
+    Raises:
+        UserError: no submodule matches.
+    """
+    if not pattern:
+        leaves = [path for path, its in module.named_modules() if list(its.parameters()) and not list(its.children())]
+        return leaves[-1], True
+    wanted = pattern.removesuffix(":input")
+    paths = [path for path, _ in module.named_modules() if path and fnmatch.fnmatchcase(path, wanted)]
+    if not paths:
+        raise UserError(f"features: no module is called {wanted!r}; give a pattern of a path, as of named_modules()")
+    return paths[-1], wanted != pattern
+
+
+@torch.no_grad()
+def features(module: nn.Module, pattern: str, inputs: Any, size: int = 256) -> Float[Tensor, "batch width"]:
+    """What is read at a `tap` while the model runs, in float32.
+
+    The mean is taken over tokens, the second of three dimensions, or over places, from the third of more; tokens that
+    an ``attention_mask`` [batch, tokens] among the inputs leaves out do not count.
+
+    Args:
+        module: in evaluation mode.
+        pattern: of the module to read at, see `tap`.
+        inputs: of the module.
+        size: rows that run at once.
+
+    Raises:
+        UserError: nothing matches, it does not run, or what is read has not one row for each row of the inputs.
+    """
+    path, before = tap(module, pattern)
+    seen: list[Any] = []
+
+    def keep(leaf: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        value = next(iter((*args, *kwargs.values()))) if before else output
+        seen.append(value if isinstance(value, Tensor) else value[0])  # of several, the last hidden state comes first
+
+    found = []
+    handle = module.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
+    try:
+        for start in range(0, max(rows(inputs), 1), size):
+            part = taken(inputs, slice(start, start + size))
+            outputs(module, part)
+            if not seen or seen[-1].ndim < 2 or len(seen[-1]) != rows(part):
+                what = f"what it has is {list(seen[-1].shape)}" if seen else "it does not run"
+                raise UserError(f"features: {path}: {what}, for {rows(part)} rows of inputs; name another module")
+            mask = part.get("attention_mask") if isinstance(part, Mapping) else None
+            found.append(_pooled(seen.pop().float(), mask))
+    finally:
+        handle.remove()
+    return torch.cat(found)
+
+
+def _pooled(read: Float[Tensor, "batch ..."], mask: Tensor | None) -> Float[Tensor, "batch width"]:
+    if read.ndim == 3 and mask is not None and mask.shape == read.shape[:2]:
+        return (read * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return read if read.ndim == 2 else read.mean(1) if read.ndim == 3 else read.flatten(2).mean(2)
+
+
+def own_states(pool: "Pool") -> list[State]:
+    """Each task's own tensors, in the models' order; for all the same names.
+
+    Raises:
+        UserError: a model has an own tensor that the base lacks, or lacks one that the base has.
+    """
+    names = [name for name in pool.base.state_dict() if is_own(pool, name)]
+    found: list[State] = []
+    for model, module in pool.tuned.items():
+        state = {name: value.detach() for name, value in module.state_dict().items() if is_own(pool, name)}
+        odd = sorted(set(names) ^ set(state))
+        if odd:
+            raise UserError(f"model {model!r}: only one of it and the base has the own tensor {odd[0]}; give both one")
+        found.append({name: state[name] for name in names})
+    return found
+
+
+def with_own(module: nn.Module, state: State, own: State) -> nn.Module:
+    """A copy of the module that holds these tensors, and own ones, whose shapes may be others."""
+    result = with_weights(module, state)
+    for name, value in own.items():
+        path, _, local = name.rpartition(".")
+        leaf = result.get_submodule(path)
+        getattr(leaf, local).data = value.clone()
+        if isinstance(leaf, nn.Linear):
+            leaf.out_features, leaf.in_features = leaf.weight.shape
+    return result

@@ -193,14 +193,6 @@ def _unscaled(shared: Shared) -> None:
         raise UserError("rescale: only what is dropped at random (dare) is rescaled here; leave it out")
 
 
-def _linear(shared: Shared, own: Own) -> Blend:
-    return Average(own["weight"], shared["normalize"])
-
-
-def _task_arithmetic(shared: Shared, own: Own) -> Blend:
-    return TaskArithmetic(_scale(shared, own), own["weight"])
-
-
 def _ties(shared: Shared, own: Own) -> Blend:
     _unscaled(shared)
     density = _clamped(own["density"])
@@ -227,9 +219,14 @@ def _breadcrumbs(elect: bool, shared: Shared, own: Own) -> Blend:
 _ADDED = {"normalize": False, "lambda": 1.0, "rescale": False, "int8_mask": False}
 _OWN = {"weight": None, "density": 1.0}
 KINDS: Mapping[str, _Kind] = {
-    "linear": _Kind(_linear, {"normalize": True}, {"weight": None}, on_base=False),
+    "linear": _Kind(
+        lambda shared, own: Average(own["weight"], shared["normalize"]),
+        {"normalize": True},
+        {"weight": None},
+        on_base=False,
+    ),
     "slerp": _Kind(lambda shared, own: Slerp(shared["t"]), {"t": None}, on_base=False, pair=True),
-    "task_arithmetic": _Kind(_task_arithmetic, _ADDED, _OWN),
+    "task_arithmetic": _Kind(lambda shared, own: TaskArithmetic(_scale(shared, own), own["weight"]), _ADDED, _OWN),
     "ties": _Kind(_ties, {**_ADDED, "normalize": True}, _OWN),
     "dare_linear": _Kind(partial(_dare, False), {**_ADDED, "rescale": True}, _OWN),
     "dare_ties": _Kind(partial(_dare, True), {**_ADDED, "rescale": True}, _OWN),
@@ -253,8 +250,6 @@ class _Reader:
         top = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
         self.keys(found, top, "the recipe")
         word = found.get("merge_method")
-        if word is None:
-            raise self.wrong("no merge_method; is it a recipe of mergekit?")
         if not isinstance(word, str) or word not in KINDS:
             raise self.wrong(f"merge_method {reprlib.repr(word)} is not known here; there is {', '.join(KINDS)}")
         kind = KINDS[word]
@@ -284,8 +279,7 @@ class _Reader:
             listed[model] = self.settings(entry, where, kind.own, kind.shared)
         experts = self.experts(word, base, listed, layers is not None)
         own = tuple((listed.get(model, {}), *shared) for model in experts)
-        written = out_dtype or dtype
-        return Translated(base, experts, dtype, written, str(self.path), word, layers, tuple(shared), own)
+        return Translated(base, experts, dtype, out_dtype or dtype, str(self.path), word, layers, tuple(shared), own)
 
     def experts(self, word: str, base: str | None, listed: Mapping[str, Settings], sliced: bool) -> tuple[str, ...]:
         """The models that are merged, in the order in which mergekit merges them."""
@@ -308,15 +302,12 @@ class _Reader:
             return yaml.safe_load(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise self.wrong(f"cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise self.wrong("is no text in UTF-8") from None
         except RecursionError:
             raise self.wrong("is nested too deeply") from None
         except (yaml.YAMLError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             place = f"line {mark.line + 1}: " if mark else ""
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise self.wrong(f"{place}is no YAML of one document ({problem})") from None
+            raise self.wrong(f"{place}is no YAML of one document ({getattr(error, 'problem', error)})") from None
 
     def mapping(self, found: Any, what: str) -> dict[str, Any]:
         if not (isinstance(found, dict) and all(isinstance(key, str) for key in found)):

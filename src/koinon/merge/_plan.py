@@ -95,16 +95,17 @@ def plan(
     if not experts:
         raise UserError("no model to merge: give their folders with --experts")
     base_weights = None if base is None else open_weights(base, trust_pickle=trust_pickle)
-    paths = dict(zip(_names(experts), experts, strict=True))
+    paths = dict(zip(names_of(experts), experts, strict=True))
     opened = {name: open_weights(path, base_weights, trust_pickle) for name, path in paths.items()}
     reference = next(iter(opened.values())) if base_weights is None else base_weights
     notes: list[str] = []
-    tuned = {name: _fitted(name, its, reference, missing, notes) for name, its in opened.items()}
     floating = [name for name, spec in reference.specs.items() if spec.dtype.is_floating_point]
     merged = matching(floating, only) if only else floating
     if not merged:
         raise UserError(f"{base or experts[0]}: holds no floating-point tensors to merge")
     chosen = set(merged)
+    looked_at = chosen if only else None
+    tuned = {name: _fitted(name, its, reference, looked_at, missing, notes) for name, its in opened.items()}
     copied = tuple(name for name in reference.specs if name not in chosen)
     out = {}
     for name, spec in reference.specs.items():
@@ -115,7 +116,7 @@ def plan(
     return Plan(paths, base, base_weights, tuned, tuple(merged), copied, out, tuple(notes))
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """Each model's name: its folder's, with as much of the way to it as tells it from the others."""
     whole = [path.resolve() for path in paths]
     if len(set(whole)) < len(whole):
@@ -127,11 +128,15 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in whole]
 
 
-def _fitted(model: str, weights: Weights, reference: Weights, missing: bool, notes: list[str]) -> Weights:
-    """The model under the reference's names; raises UserError where it does not fit."""
+def _fitted(
+    model: str, weights: Weights, reference: Weights, only: set[str] | None, missing: bool, notes: list[str]
+) -> Weights:
+    """The model under the reference's names, all or only some; raises UserError where it does not fit."""
     if weights is reference:
         return weights
     known, its = reference.specs, weights.specs
+    if only is not None:
+        known, its = ({name: spec for name, spec in specs.items() if name in only} for specs in (known, its))
     wrong = [name for name in known if name in its and its[name].shape != known[name].shape]
     if wrong:
         shapes = " against ".join(" x ".join(map(str, specs[wrong[0]].shape)) for specs in (its, known))

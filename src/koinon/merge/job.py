@@ -10,11 +10,12 @@ import torch
 import tyro
 
 from koinon.core import UserError
+from koinon.data.checkpoints import open_weights
 from koinon.data.tensorfiles import DTYPES
 from koinon.merge._contract import Blend, Merge
 from koinon.merge._engine import CHUNK, cores
 from koinon.merge._files import refuse_taken, run
-from koinon.merge._plan import Plan, plan
+from koinon.merge._plan import Plan, names_of, plan
 from koinon.terminal import Told, untold
 
 KINDS: Mapping[str, torch.dtype] = {
@@ -81,6 +82,12 @@ class Job:
     how: How
     base: Path | None = None
     """The model the others were tuned from."""
+    data: tuple[Path, ...] = ()
+    """For methods that look at data: unlabelled texts for each model, a line each, or .jsonl with a "text" each."""
+    own: tuple[str, ...] = ()
+    """For these methods: patterns of the tensors that stay each model's own, such as 'classifier.*'."""
+    longest: int = 128
+    """For these methods: most tokens read of a text."""
     dtype: Literal["kept", "float32", "bfloat16", "float16", "float64"] = "kept"
     """Type of the numbers written; kept: each tensor's own in the base (without one, in the first model)."""
 
@@ -90,14 +97,25 @@ class Job:
         Raises:
             UserError: models that do not fit, a folder that is taken, a full disk; nothing is left behind then.
         """
-        if not isinstance(method, Blend):
-            raise UserError(
-                f"{type(method).__name__} looks at data and so wants live models: koinon.merge in Python, see the guide"
-            )
         _refuse_no_numbers(method)
+        if not isinstance(method, Blend):
+            return self._with_data(method)
         if len(self.experts) == 1 and not method.needs_base:
             raise UserError(f"{self.experts[0]}: one model only; this method makes one of several")
         return self.how.stream(self.how.plan(self.base, self.experts, self.dtype), lambda name: method, self.out, told)
+
+    def _with_data(self, method: Merge) -> dict[str, Any]:
+        from koinon.merge import _hub
+
+        if self.base is None or not self.data or self.longest < 1:
+            raise UserError(
+                f"{type(method).__name__} looks at data: give --base, and --data with a file for each model"
+            )
+        refuse_taken(self.out, [self.base, *self.experts])
+        named = dict(zip(names_of(self.experts), self.experts, strict=True))
+        pool = _hub.pool_of(self.base, named, self.data, self.own, self.longest)
+        stored = next(its.dtype for its in open_weights(self.base).specs.values() if its.dtype.is_floating_point)
+        return _hub.merge_models(method, pool, self.base, self.out, KINDS.get(self.dtype, stored))
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,46 @@ class FromRecipe:
         return self.how.stream(found, methods.__getitem__, self.out, told, recipe.dtype)
 
 
-def _refuse_no_numbers(method: Blend) -> None:
+@dataclass(frozen=True)
+class Predict:
+    """Say with a kept twin what texts are: the weights its router gives them, and their logits."""
+
+    twin: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TWIN")]
+    """Folder that `koinon merge twin` made."""
+    texts: Path
+    """A text a line, or .jsonl with a "text" in each."""
+    out: Path
+    """JSON Lines file for the answers, in the texts' order; replaced if it is there."""
+    longest: int = 128
+    """Most tokens read of a text."""
+
+    def run(self, told: Told = untold) -> dict[str, Any]:
+        """Answer all texts, and write the answers whole."""
+        from koinon.merge import _hub
+
+        return _hub.answer(self.twin, self.texts, self.out, self.longest, told)
+
+
+@dataclass(frozen=True)
+class Materialize:
+    """Make one model of a kept twin, with given weights of its tasks."""
+
+    twin: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TWIN")]
+    """Folder that `koinon merge twin` made."""
+    weights: tuple[float, ...]
+    """One for each task, in the order of the models that were merged."""
+    out: Path
+    """Folder for the model; made new."""
+
+    def run(self, told: Told = untold) -> dict[str, Any]:
+        """Write theta* + sum_t w_t v_t."""
+        from koinon.merge import _hub
+
+        refuse_taken(self.out, [self.twin])
+        return _hub.materialize(self.twin, self.weights, self.out)
+
+
+def _refuse_no_numbers(method: Merge) -> None:
     for setting in fields(method):
         value = getattr(method, setting.name)
         for its in value if isinstance(value, tuple) else [value]:
@@ -145,5 +202,5 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})
 
 
-VERBS: Mapping[str, type] = {"": FromRecipe}
+VERBS: Mapping[str, type] = {"": FromRecipe, "predict": Predict, "materialize": Materialize}
 """What can be done besides applying a method; the one without a name is called by its options alone."""

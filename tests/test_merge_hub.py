@@ -1,0 +1,142 @@
+"""Methods that look at data, from the command line: Hugging Face folders in, Hugging Face folders out."""
+
+import json
+from pathlib import Path
+
+import made
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from koinon.merge._contract import Pool
+from koinon.merge._hub import load_model, load_tokenizer, load_twin, tokens
+from koinon.merge.task_arithmetic import TaskArithmetic
+from koinon.nn.params import stream
+
+LABELS = {"base": 2, "colours": 2, "places": 3}
+OWN = ("--own", "classifier.*")
+QUICK = {"adamerging": ("--steps", "2"), "regmean": (), "fisher": (), "twin": ("--epochs", "2")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny BERT for two labels, two models tuned from it for two and three labels, and texts for each."""
+    where = tmp_path_factory.mktemp("hub")
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *(f"w{i}" for i in range(30))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    kept = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    numbers = stream(0, "hub")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    shared: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng():
+        for name, labels in LABELS.items():
+            config = transformers.BertConfig(vocab_size=32, max_position_embeddings=32, num_labels=labels, **sizes)
+            model = transformers.BertForSequenceClassification(config)
+            state = model.state_dict()
+            for tensor, value in state.items():
+                if not tensor.startswith("classifier"):
+                    start = shared.setdefault(tensor, torch.randn(value.shape, generator=numbers) * 0.3)
+                    step = 0.0 if name == "base" else 0.1
+                    value.copy_(start + step * torch.randn(value.shape, generator=numbers))
+                else:
+                    value.copy_(torch.randn(value.shape, generator=numbers))
+            model.save_pretrained(where / name)
+            kept.save_pretrained(where / name)
+    for task, first in (("colours", 0), ("places", 15)):
+        lines = [" ".join(f"w{first + (i * j) % 15}" for j in range(1, 5)) for i in range(24)]
+        (where / f"{task}.txt").write_text("\n".join(lines), encoding="utf-8")
+    texts = [json.dumps({"text": "w1 w2 w3"}), json.dumps({"text": "w20 w21"})]
+    (where / "new.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    return where
+
+
+def merge(folder: Path, method: str, out: str, *words: str) -> tuple[str, ...]:
+    experts, data = [[str(folder / f"{task}{end}") for task in ("colours", "places")] for end in ("", ".txt")]
+    base = str(folder / "base")
+    place = ("--out", str(folder / out))
+    return ("merge", method, "--base", base, "--experts", *experts, "--data", *data, *OWN, *place, *words)
+
+
+@pytest.mark.parametrize("method", [name for name in QUICK if name != "twin"])
+def test_a_merged_model_is_a_hugging_face_folder(folder, capsys, method):
+    said = made.say(capsys, *merge(folder, method, f"out-{method}", *QUICK[method], "--json"))
+    assert said.code == 0, said
+    out = folder / f"out-{method}"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+    base = load_file(folder / "base" / "model.safetensors")
+    state = model.state_dict()
+    assert torch.equal(state["classifier.weight"], base["classifier.weight"])
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(state[query], base[query])
+    assert load_tokenizer(out).vocab_size == 32
+    heads = load_file(out / "own" / "places.safetensors")
+    assert torch.equal(
+        heads["classifier.weight"], load_file(folder / "places" / "model.safetensors")["classifier.weight"]
+    )
+    assert json.loads((out / "koinon.json").read_text())["methods"] == [json.loads(said.out)["method"]]
+
+
+def test_a_twin_is_kept_and_answers(folder, capsys):
+    assert made.say(capsys, *merge(folder, "twin", "twin", "--rank", "1.0", "--epochs", "2")).code == 0
+    twin = load_twin(folder / "twin")
+    inputs = tokens(load_tokenizer(folder / "twin"), ["w1 w2 w3", "w20 w21"], 16)
+    # With all weight on a model, at full rank, a row meets that model.
+    for task, labels in (("colours", 2), ("places", 3)):
+        weights = torch.tensor([[float(task == its) for its in twin.tasks]] * 2)
+        with torch.no_grad():
+            expected = load_model(folder / task)(**inputs).logits
+            found = twin.with_weights(inputs, weights)
+        torch.testing.assert_close(found[:, :labels], expected, rtol=1e-3, atol=1e-4)
+    answers = folder / "answers.jsonl"
+    said = made.say(capsys, "merge", "predict", folder / "twin", "--texts", folder / "new.jsonl", "--out", answers)
+    assert said.code == 0, said
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor([list(its["weights"].values()) for its in lines]), twin.route(inputs))
+    assert [list(its["weights"]) for its in lines] == [["colours", "places"]] * 2
+    one = folder / "one"
+    said = made.say(capsys, "merge", "materialize", folder / "twin", "--weights", "0", "1", "--out", one)
+    assert said.code == 0, said
+    with torch.no_grad():
+        one_says, place_says = (load_model(path)(**inputs).logits for path in (one, folder / "places"))
+    torch.testing.assert_close(one_says, place_says, rtol=1e-3, atol=1e-4)
+
+
+def test_the_command_line_merges_as_python_does(folder, capsys):
+    pool = Pool(load_model(folder / "base"), {t: load_model(folder / t) for t in ("colours", "places")}, own=OWN[1:])
+    live = TaskArithmetic().merge(pool).state_dict()
+    words = [word for word in merge(folder, "task_arithmetic", "out-files") if not word.endswith(".txt")]
+    words.remove("--data")
+    assert made.say(capsys, *words, "--only", "bert.*").code == 0
+    assert all(
+        torch.equal(value, live[name]) for name, value in load_file(folder / "out-files/model.safetensors").items()
+    )
+
+
+def test_what_is_wrong_is_one_line(folder, capsys):
+    before = made.held(folder)
+    cases = {
+        ("--data", str(folder / "colours.txt")): ("--data", "1 files for 2 models"),
+        ("--data", str(folder / "colours.txt"), str(folder / "none.txt")): ("none.txt", "cannot be read"),
+        ("--own", "nothing.*"): ("places", "classifier.weight", "own"),
+        ("--out", str(folder / "base")): ("one of the models to be merged",),
+    }
+    for words, says in cases.items():
+        made.assert_one_line(made.say(capsys, *merge(folder, "adamerging", "out-wrong"), *words), *says)
+    made.assert_one_line(made.say(capsys, "merge", "predict", folder / "base", "--texts", "x", "--out", "y"), "no twin")
+    assert made.held(folder) == before
+
+
+def test_damaged_twins_and_unknown_architectures_are_one_line(folder, capsys, tmp_path):
+    assert made.say(capsys, *merge(folder, "twin", "twin-2", "--epochs", "1")).code == 0
+    kept = folder / "twin-2" / "twin.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-100])
+    words = ("--texts", folder / "new.jsonl", "--out", tmp_path / "answers.jsonl")
+    made.assert_one_line(made.say(capsys, "merge", "predict", folder / "twin-2", *words), "twin-2", "damaged")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"]}))
+    (tmp_path / "odd" / "twin.json").write_text("{}")
+    made.assert_one_line(made.say(capsys, "merge", "predict", tmp_path / "odd", *words), "NoSuchModel")
