@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         sys.stdout.flush()
-        print("koinon: " + " ".join(str(error).split()), file=sys.stderr)
+        said = " ".join(str(error).split())
+        # A name from a file could hold what a terminal obeys.
+        said = "".join(its if its.isprintable() else "\N{REPLACEMENT CHARACTER}" for its in said)
+        print(f"koinon: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("koinon: stopped; what was finished is kept", file=sys.stderr)

@@ -39,6 +39,8 @@ class Method(ABC):
     """Where the mechanism was published."""
     null: ClassVar[Mapping[str, Any]] = {}
     """The settings at which the method must equal the capability's baseline."""
+    quick: ClassVar[Mapping[str, Any]] = {}
+    """Settings at which the checks try it instead of the defaults, where these take long: fewer steps, no less."""
     exempt: ClassVar[Mapping[str, str]] = {}
     """Checks that cannot apply to this method, each with the reason."""
 

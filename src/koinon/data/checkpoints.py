@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from koinon.core import UserError
 from koinon.data.tensorfiles import WORDS, Spec, TensorFile, Weights
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
+"""What training leaves beside them."""
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of PEFT's ``init_lora_weights`` that leave the base as it is."""
 
@@ -184,7 +187,7 @@ def _opened(path: Path, base: Weights | None, trust_pickle: bool) -> Weights:
         raise UserError(f"{path}: {len(files)} safetensors files and no index that says which belong together")
     for index in sorted(path.glob("*.bin.index.json")):
         return _unpickled(path, _indexed(index), trust_pickle)
-    pickled = sorted(file for pattern in PICKLED for file in path.glob(pattern) if file.name != "training_args.bin")
+    pickled = sorted(file for pattern in PICKLED for file in path.glob(pattern) if file.name not in NOT_WEIGHTS)
     if pickled:
         return _unpickled(path, pickled, trust_pickle)
     raise UserError(f"{path}: holds no weights (*.safetensors)")
@@ -204,6 +207,8 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
+    if not file.is_file():
+        raise UserError(f"{file}: cannot be read (no such file)")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -241,9 +246,13 @@ def _unpickled(path: Path, files: Sequence[Path], trusted: bool) -> Loaded:
         )
     state: dict[str, Tensor] = {}
     for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: cannot be read (no such file)")
         try:
             mapped = zipfile.is_zipfile(file)  # older files are read whole
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # whatever a damaged pickle makes fail
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{file}: cannot be read as pickled tensors ({said})") from None

@@ -1,11 +1,14 @@
 """Tensors in safetensors files: read in place, chunk by chunk, and written header first, in any order."""
 
+import errno
 import json
 import math
 import mmap
 import os
+import reprlib
 import shutil
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,21 +85,21 @@ class TensorFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"{path}: cannot be read (no such file)")
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 header, start = _read_header(file, size)
-                self._map = mmap.mmap(
-                    file.fileno(), 0, access=mmap.ACCESS_COPY
-                )  # private: torch asks for a writable one
+                self._map = _mapped(file.fileno())
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None
-        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
         self.specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
         try:
+            self.metadata = _words(header.pop("__metadata__", None))
             for name, (spec, offset) in _layout(header, size - start).items():
                 self.specs[name], self._starts[name] = spec, start + offset
         except ValueError as error:
@@ -128,7 +131,8 @@ def _read_header(file: Any, size: int) -> tuple[dict[str, Any], int]:
     if length > min(HEADER_LIMIT, size - 8):
         raise ValueError(f"its header would be {length:,} bytes of {size:,}")
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
+        text = file.read(length).decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     if not isinstance(header, dict):
@@ -139,31 +143,57 @@ def _read_header(file: Any, size: int) -> tuple[dict[str, Any], int]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("its header names a tensor twice")
+        raise ValueError("its header names something twice")
     return found
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"its header holds {word}")
+
+
+def _words(found: Any) -> Mapping[str, str]:
+    """The metadata of a header: words to words."""
+    if found is None:
+        return {}
+    if not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):
+        raise ValueError("its metadata are no words by name")
+    return found
+
+
+def _mapped(file: int) -> mmap.mmap:
+    """A file as memory, which torch wants to be writable: privately, so that a write would not reach the file."""
+    if not sys.platform.startswith("linux"):
+        return mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
+    # Without a claim on memory for writes that never come, or a file larger than memory could not be mapped.
+    unclaimed = getattr(mmap, "MAP_NORESERVE", 0x4000)  # has a name from Python 3.13 on
+    return mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE | unclaimed, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _layout(header: Mapping[str, Any], room: int) -> dict[str, tuple[Spec, int]]:
     """Each tensor's kind and offset; they lie side by side and fill the file, or ValueError."""
     found = {}
     for name, entry in header.items():
-        if not (isinstance(entry, dict) and entry.get("dtype") in DTYPES):
-            kind = entry.get("dtype") if isinstance(entry, dict) else entry
-            raise ValueError(f"tensor {name!r} is of the unknown kind {str(kind)[:60]!r}")
+        said = reprlib.repr(name)
+        name.encode("utf-8")  # half a character, written as an escape, can be read but not be written again
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if not (isinstance(entry, dict) and isinstance(kind, str) and kind in DTYPES):
+            raise ValueError(f"tensor {said} is of the unknown kind {reprlib.repr(kind)}")
         shape, offsets = entry.get("shape", ()), entry.get("data_offsets", ())
         for what in (shape, offsets):
             if not (isinstance(what, list) and all(type(n) is int and 0 <= n < 2**63 for n in what)):
-                raise ValueError(f"tensor {name!r} has no valid shape or place")
+                raise ValueError(f"tensor {said} has no valid shape or place")
         if len(offsets) != 2 or len(shape) > 64:
-            raise ValueError(f"tensor {name!r} has no valid shape or place")
-        spec = Spec(tuple(shape), DTYPES[entry["dtype"]])
+            raise ValueError(f"tensor {said} has no valid shape or place")
+        spec = Spec(tuple(shape), DTYPES[kind])
+        if spec.size >= 2**63:
+            raise ValueError(f"tensor {said} has a shape that fits into no file")
         if offsets[1] - offsets[0] != spec.size:
-            raise ValueError(f"tensor {name!r} has {offsets[1] - offsets[0]:,} bytes, its shape asks for {spec.size:,}")
+            raise ValueError(f"tensor {said} has {offsets[1] - offsets[0]:,} bytes, its shape asks for {spec.size:,}")
         found[name] = (spec, offsets[0])
     end = 0
     for name, (spec, offset) in sorted(found.items(), key=lambda item: (item[1][1], item[1][0].size)):
         if offset != end:
-            raise ValueError(f"tensor {name!r} starts at {offset:,}, the one before it ends at {end:,}")
+            raise ValueError(f"tensor {reprlib.repr(name)} starts at {offset:,}, the one before it ends at {end:,}")
         end += spec.size
     if end != room:
         raise ValueError(f"its tensors take {end:,} bytes, there are {room:,}: truncated?")
@@ -293,9 +323,12 @@ def _check_room(folder: Path, size: int) -> None:
 def _reserve(handle: int, size: int) -> None:
     """Take the room now, so that a full disk is told before the work instead of after it."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.ftruncate(handle, size)
+        try:
+            return os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+                raise
+    return os.ftruncate(handle, size)
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -52,8 +52,6 @@ def run(
     out = out.resolve()
     config = _config(plan)
     needs_base = any(method_for(name).needs_base for name in plan.merged)
-    if needs_base and plan.base is None:
-        raise UserError("this method works on differences to a base: give it with --base")
     settings = {
         "format": FORMAT,
         "koinon": metadata.version("koinon"),

@@ -22,8 +22,9 @@ from koinon.merge._contract import Merge, Pool
 from koinon.merge._files import carry
 from koinon.merge._live import State, is_own
 from koinon.merge.twin import Twin, TwinMerging
-from koinon.nn.branches import Branches, Router
+from koinon.nn.branches import Branches
 from koinon.nn.lowrank import Stack
+from koinon.nn.router import Router
 from koinon.terminal import Told
 
 try:

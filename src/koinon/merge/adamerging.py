@@ -23,6 +23,7 @@ class AdaMerging(Merge):
         "AdaMerging: Adaptive Model Merging for Multi-Task Learning", 2023, "https://arxiv.org/abs/2310.02575"
     )
     null: ClassVar = {"steps": 0, "init": 0.5}
+    quick: ClassVar = {"steps": 20}
 
     per: Literal["tensor", "task"] = "tensor"
     """What has a coefficient lambda: each tensor of each task ("layer-wise"), or each task ("task-wise")."""

@@ -2,9 +2,8 @@
 
 Departures: lambda's gradient from step 3 is not carried into the next step 1, as it is in the release, which does not
 clear it. The final mask is a mean of several samples; the release takes 1, and its result hangs on that draw. The mask
-is on parameters only: running means and variances are averaged. The paper takes 1000 steps of each kind, here are 100,
-so that a first try takes little time. Where the paper speaks of a second mask for backdoors, its release learns an
-addition to the inputs; so does this.
+is on parameters only: running means and variances are averaged. Where the paper speaks of a second mask for backdoors,
+its release learns an addition to the inputs; so does this.
 """
 
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ class DAM(Merge):
         "https://arxiv.org/abs/2410.13910",
     )
     null: ClassVar = {"temperature": 1e9, "learn": False, "init": 0.5}
+    quick: ClassVar = {"steps": 10, "tuning_steps": 10}
 
     adv_weight: float = 0.1
     """Weight of the perturbed inputs' entropy beside that of the inputs; at 0 nothing is perturbed."""
@@ -62,8 +62,8 @@ class DAM(Merge):
     """lambda before the first step."""
     per: Literal["tensor", "task"] = "tensor"
     """What has a coefficient lambda: each tensor of each task ("layer-wise"), or each task ("task-wise")."""
-    tuning_steps: int = 100
-    """Steps of AdaMerging with the final mask; the paper has 1000."""
+    tuning_steps: int = 1000
+    """Steps of AdaMerging with the final mask."""
     tuning_rate: float = 1e-3
     """Learning rate of Adam for lambda with the final mask."""
     low: float = 0.0

@@ -22,9 +22,10 @@ from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import features, needed, outputs, own_states, parts, rows, shared_states, taken, with_own
 from koinon.merge._vectors import each, share
 from koinon.merge.task_arithmetic import TaskArithmetic
-from koinon.nn.branches import Branches, Router, trained_router
+from koinon.nn.branches import Branches
 from koinon.nn.lowrank import CUTS, Stack, as_matrix
 from koinon.nn.params import stream
+from koinon.nn.router import Router, trained_router
 
 Own = Mapping[str, Mapping[str, Tensor]]
 
@@ -39,10 +40,7 @@ class TwinMerging(Merge):
         "https://arxiv.org/abs/2406.15479",
     )
     null: ClassVar = {"rank": 0.0, "scale": 0.5}
-    exempt: ClassVar = {
-        "batch_is_live": "the tiny data are less than one batch; a test of its own turns it",
-        "epochs_is_live": "the best epoch is none of the last on the tiny data; a test of its own turns it",
-    }
+    quick: ClassVar = {"batch": 35, "epochs": 2}
 
     scale: float = 0.3
     """lambda of the shared expert theta* = theta_0 + lambda sum_t (theta_t - theta_0); at 0 there is no shared one."""

@@ -1,12 +1,10 @@
-"""Side branches: rows of one batch run through a module with weights of their own, without building these weights;
-and the router that weighs the branches of each row.
+"""Side branches: rows of one batch run through a module with weights of their own, without building these weights.
 
 Where a leaf m is affine in its tensors, m(x; theta + sum_t w_t v_t) = m(x; theta) + sum_t w_t (m(x; v_t) - m(x; 0)).
 For a linear leaf and low-rank v_t = L_t R_t the sum costs two narrow products for all models and rows at once.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,16 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
 from koinon.core import UserError
-from koinon.nn.lowrank import Stack, beside, thinned
-from koinon.nn.params import stream, xavier
-from koinon.nn.train import Batches, evaluating, train
+from koinon.nn.lowrank import Stack, beside
 
 At = Callable[[Mapping[str, Tensor]], Tensor]
 """What a leaf says of its input with other tensors in the place of its own."""
-Drop = Callable[[Tensor, int], Tensor]
 
 
 class Branches(nn.Module):
@@ -179,84 +173,3 @@ def _refused(path: str, names: Sequence[str], why: str) -> UserError:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")  # a module's name has no dot
-
-
-class Router(nn.Module):
-    """An MLP d -> 2d -> 2d -> T with batch normalisation and leaky ReLU, from features to logits of the classes.
-
-    Linear layers have no bias before batch normalisation, which would subtract it.
-    """
-
-    last: nn.Linear
-
-    def __init__(self, classes: tuple[str, ...], width: int, seed: int):
-        super().__init__()
-        sizes = [(width, 2 * width), (2 * width, 2 * width)]
-        hidden = [nn.utils.skip_init(nn.Linear, *its, bias=False) for its in sizes]
-        self.last = nn.utils.skip_init(nn.Linear, 2 * width, len(classes))
-        with torch.no_grad():
-            for layer, linear in enumerate(hidden):
-                linear.weight.copy_(xavier(linear.out_features, linear.in_features, stream(seed, "router", layer)))
-            drawn = [xavier(1, 2 * width, stream(seed, "router", name)) for name in classes]
-            self.last.weight.copy_(torch.cat(drawn))
-            self.last.bias.zero_()
-        self.hidden = nn.ModuleList(hidden)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(2 * width) for _ in sizes)
-
-    def forward(self, x: Float[Tensor, "batch width"], drop: Drop = lambda h, layer: h) -> Float[Tensor, "batch class"]:
-        """``drop`` is applied to each hidden layer, given its number."""
-        for layer, (linear, norm) in enumerate(zip(self.hidden, self.norms, strict=True)):
-            x = drop(F.leaky_relu(norm(linear(x))), layer)
-        return self.last(x)
-
-
-def trained_router(
-    rows: Mapping[str, Float[Tensor, "rows width"]],
-    seed: int,
-    dropout: Sequence[float],
-    holdout: float,
-    lr: float,
-    batch: int,
-    epochs: int,
-) -> Router:
-    """A router that tells by a row's features whose it is, as of the epoch of least loss on rows held out.
-
-    The order of the names in ``rows`` changes nothing but the order of the logits.
-
-    Args:
-        rows: name to its rows' features.
-        seed: start of the random streams.
-        dropout: a probability for each hidden layer.
-        holdout: share of each name's rows that are held out.
-        lr: Adam's step size.
-        batch: rows a step.
-        epochs: passes over the rows.
-
-    Raises:
-        UserError: fewer than 4 rows of a name, or in a batch.
-    """
-    sides: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
-    for name in sorted(rows):
-        count = len(rows[name])
-        if min(count, batch) < 4:
-            raise UserError(f"{name!r}: {count} rows of data in batches of {batch}: the router needs 4 or more of each")
-        order = torch.randperm(count, generator=stream(seed, "held out", name))
-        held = min(max(round(holdout * count), 1), count - 2)
-        for side, chosen in ((True, order[:held]), (False, order[held:])):
-            sides[side].append((rows[name][chosen], torch.full_like(chosen, list(rows).index(name))))
-    (held_x, held_y), (x, y) = ([torch.cat(its) for its in zip(*sides[side], strict=True)] for side in (True, False))
-    router, masks = Router(tuple(rows), x.shape[1], seed), stream(seed, "dropout")
-
-    def loss(model: nn.Module, given: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-        logits = model(given[0], lambda h, layer: thinned(h, 1 - dropout[layer], masks))
-        return F.cross_entropy(logits, given[1]["name"])
-
-    least, best = float("inf"), router.state_dict()
-    with torch.enable_grad():
-        for _ in train(router, Batches(x, {"name": y}, batch, seed), loss, epochs, lr):
-            with evaluating(router):
-                value = float(F.cross_entropy(router(held_x), held_y).detach())
-            if value < least:
-                least, best = value, copy.deepcopy(router.state_dict())
-    router.load_state_dict(best)
-    return router.eval().requires_grad_(False)
