@@ -41,6 +41,7 @@ def module_of(file: Path):
 
 build = module_of(ROOT / "docs" / "build.py")
 make_ratings = module_of(ROOT / "docs" / "examples" / "make_ratings.py").make_ratings
+make_models = module_of(ROOT / "docs" / "examples" / "make_models.py").make_models
 
 
 # Pages as blocks.
@@ -77,11 +78,12 @@ def commands_of(block: Block) -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
-    """A folder with ``ratings.csv``, from where nothing reaches the network and nothing stays behind.
+    """A folder with ``ratings.csv`` and the models of the examples, from where nothing reaches the network and nothing stays behind.
 
     Figures take longest to draw, and are drawn in a test of their own.
     """
     make_ratings(tmp_path / "ratings.csv", people=50)
+    make_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", WIDTH)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -1,5 +1,6 @@
 """Models as people keep them: folders of safetensors shards, single files, PEFT adapters, and, if trusted, pickles."""
 
+import difflib
 import fnmatch
 import hashlib
 import json
@@ -166,7 +167,11 @@ def _opened(path: Path, base: Weights | None, trust_pickle: bool) -> Weights:
             return _unpickled(path, [path], trust_pickle)
         return Checkpoint(path, [path])
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder")
+        beside = [its.name for its in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        raise UserError(
+            f"{path}: no such file or folder" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
+        )
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UserError(f"{path}: an adapter; give the model it was trained on as the base")

@@ -60,7 +60,7 @@ def run(
         "files": [_state(path) for path in (plan.base_path, *plan.paths.values()) if path is not None],
         "out": {name: [list(spec.shape), str(spec.dtype)] for name, spec in plan.out.items()},
         "merged": list(plan.merged),
-        "rounding": str(rounding),
+        "rounding": "once" if rounding is None else str(rounding).removeprefix("torch."),
         "shard": shard,
         "allow_nonfinite": allow_nonfinite,
     }

@@ -78,7 +78,7 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
         "base": str(found.base_path) if found.base_path else "none",
         "tensors": {"merged": len(found.merged), "copied": len(found.copied)},
         "bytes": {"read": found.reads(methods[0].needs_base), "written": found.writes},
-        "passes over the input": 3 if any(its.measures_whole for its in methods) else 1,
+        "passes over all files": 3 if any(its.measures_whole for its in methods) else 1,
         "memory": f"about {workers * models * 6 * CHUNK * 4 / 1e6:.0f} MB above what is mapped, for {workers} workers",
     }
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})
