@@ -467,14 +467,14 @@ def test_table_file_is_the_whole_way(tmp_path):
 
 
 def test_encoder_looks_up_each_columns_own_rows():
-    """[batch, width]: the vector of each column's code, column by column, then the numbers."""
+    """Two parts of [batch, width]: the vector of each column's code, column by column, then the numbers."""
     schema = Schema((Category("a", ("x", "y")), Category("b", ("x",))), (Number("n", 0, 1), Number("m", 0, 1)))
     encoder = TableEncoder(schema, dim=3)
     assert encoder.width == 8
     assert encoder.embedding.shape == (5, 3)
     codes, numbers = torch.tensor([[0, 1], [2, 0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     table = encoder.embedding
-    out = encoder({"categories": codes, "numbers": numbers})
+    out = torch.cat(encoder({"categories": codes, "numbers": numbers}), 1)
     expected = [torch.cat([table[0], table[4], numbers[0]]), torch.cat([table[2], table[3], numbers[1]])]
     assert torch.equal(out, torch.stack(expected))
 
@@ -495,7 +495,9 @@ def test_encoder_draws_by_column():
 def test_encoder_of_numbers_alone():
     schema = Schema((), (Number("n", 0, 1),))
     x = torch.tensor([[2.0], [3.0]])
-    assert torch.equal(TableEncoder(schema)({"categories": torch.zeros(2, 0, dtype=torch.long), "numbers": x}), x)
+    embedded, numbers = TableEncoder(schema)({"categories": torch.zeros(2, 0, dtype=torch.long), "numbers": x})
+    assert embedded.shape == (2, 0)
+    assert torch.equal(numbers, x)
 
 
 def test_rows_become_tensors_of_their_own():

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from oracles.plain import mlp, parameters
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from koinon.core import UserError
-from koinon.nn.experts import Bank, Expert, Gates, experts_of, read
+from koinon.nn.experts import Bank, Expert, Gates, experts_of, joined, mixed, read
 from koinon.nn.health import expert_health
 from koinon.nn.params import stream, trained, xavier
 from koinon.nn.tasks import Task, distinct, parse_task, shared_loss, task_loss
@@ -202,6 +203,50 @@ def test_gates_draw_by_reader_and_expert():
     other = Gates(["task b", "task a"], NAMES, [["shared", "task b"], ["shared", "task a"]], 4, seed=0)
     assert torch.equal(one.weight[0], other.weight[1, :2])
     assert not torch.equal(other.weight[0, :2], other.weight[1, :2])
+
+
+def test_several_gates_mix_as_each_alone():
+    """Whatever each sees, as one product."""
+    one, other = gates_of([["shared"]], readers=("level 1",)), gates_of([["shared", "task a"], ["shared", "task b"]])
+    x, values = draw(5, 4), draw(5, 4, 3)
+    both = mixed(values, [one, other], read(x, one, other))
+    torch.testing.assert_close(both, torch.cat([one(x, values), other(x, values)], 1), rtol=1e-12, atol=1e-14)
+
+
+# A vector in parts.
+
+
+def test_parts_are_read_as_the_whole():
+    """The same outputs and gradients, with any number of parts and readers, and an empty part."""
+    bank, gates = bank_of(range(3), (6, 5, 3)), Gates(["a"], NAMES, [["shared", "task a"]], 6, seed=0).double()
+    x = draw(9, 6)
+    assert torch.equal(joined(x.split([2, 3, 1], 1)), x)
+    assert joined(x) is x
+    for readers in ((bank,), (bank, gates)):
+        found = []
+        for given in (x, x.split([6], 1), x.split([2, 4], 1), x.split([1, 2, 3], 1), x.split([0, 6], 1)):
+            outputs = read(given, *readers)
+            mass = sum((output.sin() * (i + 1)).sum() for i, output in enumerate(outputs))
+            slopes = torch.autograd.grad(mass, [tensor for reader in readers for tensor in reader.first])
+            found.append([*outputs, *slopes])
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-14)
+
+
+def test_a_part_that_is_not_trained_costs_no_gradient():
+    """The product of the backward pass is over the trained columns only, and gives them what they get in the whole."""
+    bank, numbers = bank_of(range(3), (6, 5)), draw(9, 4)
+    slopes, flops = [], []
+    for parts in (lambda a: (a, numbers), lambda a: torch.cat([a, numbers], 1)):
+        trained_part = draw(9, 2).requires_grad_()
+        mass = bank(parts(trained_part)).sin().sum()
+        with FlopCounterMode(display=False) as counter:
+            mass.backward()
+        slopes.append(trained_part.grad)
+        flops.append(counter.get_total_flops())
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-14)
+    weights = 2 * 9 * 6 * 15
+    assert flops == [weights + 2 * 9 * 2 * 15, 2 * weights]
 
 
 # Tasks and their loss.
@@ -534,7 +579,7 @@ def test_meters_leave_nothing_behind(training):
     with pytest.raises(RuntimeError):
         expert_health(model, [(torch.ones(3, 5), values_of(2))])
     assert model.training is model.gates.training is training
-    assert not model.gates.mix._forward_hooks
+    assert not model.gates.given._forward_hooks
 
 
 def test_a_model_without_gates_has_no_meters():

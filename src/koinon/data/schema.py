@@ -98,7 +98,7 @@ class Schema:
 
 
 class TableEncoder(nn.Module):
-    """Categories embedded, then numbers: [batch, width], with one embedding matrix for all columns.
+    """Categories embedded, then numbers: the two parts of [batch, width], with one embedding matrix for all columns.
 
     Args:
         schema: the columns.
@@ -120,13 +120,14 @@ class TableEncoder(nn.Module):
         starts = np.cumsum([0, *schema.sizes])[:-1] if schema.sizes else np.zeros(0)
         self.register_buffer("offsets", torch.tensor(starts, dtype=torch.long), persistent=False)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
-        """``inputs`` is what `Schema.encode` gives, as tensors."""
+    def forward(
+        self, inputs: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "batch embedded"], Float[Tensor, "batch number"]]:
+        """``inputs`` is what `Schema.encode` gives, as tensors. Numbers stay apart: nobody needs their gradient."""
         codes: Int[Tensor, "batch column"] = inputs["categories"]
         # The gradient of index_select is a third as costly as that of an embedding lookup on a CPU.
         rows = self.embedding.index_select(0, (codes + self.offsets).flatten())
-        embedded = rows.view(len(codes), -1)  # batch (column dim)
-        return torch.cat([embedded, inputs["numbers"]], 1)
+        return rows.view(len(codes), -1), inputs["numbers"]  # batch (column dim), batch number
 
 
 def column_of(frame: pl.DataFrame, name: str) -> pl.Series:

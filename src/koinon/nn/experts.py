@@ -16,6 +16,8 @@ from koinon.nn.params import stream, xavier
 
 Linear: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight [n, out, width] and bias [n, out] of n linear maps."""
+Parts: TypeAlias = tuple[Tensor, ...]
+"""A vector as parts side by side, [batch, part] each: one that nobody trains, as plain numbers, costs no gradient."""
 LANES = 16
 """A product is fastest if its width is a multiple of this; a ragged one can take half as long again."""
 
@@ -78,7 +80,7 @@ class Bank(nn.Module):
         return self.weights[0], self.biases[0] if len(self.biases) else None
 
     def forward(
-        self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"]
+        self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"] | Parts
     ) -> Float[Tensor, "batch expert out"]:
         """Run every MLP: all on one input, or the first n/group on the first group's input, and so on."""
         return self.after(*read(x, self))
@@ -98,13 +100,26 @@ class Bank(nn.Module):
         return F.silu(normal).view_as(x)
 
 
+def joined(x: Tensor | Parts) -> Tensor:
+    """The whole vector, for what cannot read parts."""
+    return torch.cat(x, 1) if isinstance(x, tuple) else x
+
+
 def product(
-    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"],
+    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"] | Parts,
     weight: Float[Tensor, "expert out width"],
     bias: Float[Tensor, "expert out"] | None,
 ) -> Float[Tensor, "batch expert out"]:
     """W_e x + b_e for every e at once: all on one input, or expert/group of them on each group's."""
     experts, out, width = weight.shape
+    if isinstance(x, tuple):
+        # Each part has a product and a gradient of its own; columns that lie apart would make the weights' slow.
+        columns = weight.flatten(0, 1).split([part.shape[1] for part in x], 1)
+        first, *others = [(part, its.contiguous()) for part, its in zip(x, columns, strict=True)]
+        y = F.linear(*first, None if bias is None else bias.flatten())
+        for part, its in others:
+            y = y.addmm_(part, its.t())
+        return y.view(len(y), experts, out)
     if x.ndim == 2:
         return F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten()).view(len(x), experts, out)
     group = x.shape[1]
@@ -115,7 +130,7 @@ def product(
 
 
 def read(
-    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"], *readers: "Bank | Gates"
+    x: Float[Tensor, "batch width"] | Float[Tensor, "batch group width"] | Parts, *readers: "Bank | Gates"
 ) -> list[Float[Tensor, "batch n out"]]:
     """The first product of everything that reads ``x``, as one product; hand each to its reader's ``after``.
 
@@ -124,8 +139,8 @@ def read(
     firsts = [reader.first for reader in readers]
     if len(firsts) == 1:
         return [product(x, *firsts[0])]
-    group, width = (1 if x.ndim == 2 else x.shape[1]), x.shape[-1]
-    weights = [weight.reshape(group, weight.shape[0] // group * weight.shape[1], width) for weight, _ in firsts]
+    group = 1 if isinstance(x, tuple) or x.ndim == 2 else x.shape[1]
+    weights = [w.reshape(group, w.shape[0] // group * w.shape[1], w.shape[2]) for w, _ in firsts]
     biases = [
         rows.new_zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])
         for rows, (_, bias) in zip(weights, firsts, strict=True)
@@ -133,11 +148,11 @@ def read(
     sizes = [rows.shape[1] for rows in weights]
     ragged = -sum(sizes) % LANES
     if ragged:
-        weights.append(x.new_zeros(group, ragged, width))
-        biases.append(x.new_zeros(group, ragged))
+        weights.append(weights[0].new_zeros(group, ragged, weights[0].shape[2]))
+        biases.append(biases[0].new_zeros(group, ragged))
     y = product(x, torch.cat(weights, 1), torch.cat(biases, 1))  # batch group (all out)
     parts = y.split([*sizes, ragged], 2)
-    return [part.reshape(len(x), *weight.shape[:2]) for part, (weight, _) in zip(parts, firsts, strict=False)]
+    return [part.reshape(len(y), *weight.shape[:2]) for part, (weight, _) in zip(parts, firsts, strict=False)]
 
 
 class Gates(nn.Module):
@@ -180,8 +195,7 @@ class Gates(nn.Module):
         ]
         self.weight = nn.Parameter(torch.stack(rows).view(len(self.readers), visible, width))
         self.bias = nn.Parameter(torch.zeros(len(self.readers), visible))
-
-        self.mix = _Mix()
+        self.given = _Given()
 
     @property
     def first(self) -> Linear:
@@ -190,7 +204,7 @@ class Gates(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch width"] | Float[Tensor, "batch reader width"],
+        x: Float[Tensor, "batch width"] | Float[Tensor, "batch reader width"] | Parts,
         values: Float[Tensor, "batch expert out"],
     ) -> Float[Tensor, "batch reader out"]:
         """Mix the experts' outputs for each reader."""
@@ -201,21 +215,33 @@ class Gates(nn.Module):
         self, logits: Float[Tensor, "batch reader visible"], values: Float[Tensor, "batch expert out"]
     ) -> Float[Tensor, "batch reader out"]:
         """From the logits, as `read` gives them, to the mixture."""
-        return self.mix(self.weights(logits), values)
+        return mixed(values, [self], [logits])
 
     def weights(self, logits: Float[Tensor, "batch reader visible"]) -> Float[Tensor, "batch reader expert"]:
         """What each reader gives each expert; exactly 0 for those it does not see."""
-        gates = logits.softmax(-1) if self.squash == "softmax" else logits.sigmoid()
+        # Batch last: over a last axis as short as the experts a softmax takes three times as long.
+        turned = logits.permute(1, 2, 0)  # reader visible batch
+        gates = (turned.softmax(1) if self.squash == "softmax" else turned.sigmoid()).permute(2, 0, 1)
         if self.complete:
             return gates
         full = gates.new_zeros(len(logits), len(self.readers), len(self.experts))
         return full.scatter(2, self.seen.expand(len(logits), -1, -1), gates)
 
 
-class _Mix(nn.Module):
-    """A module of its own, so that what is mixed can be seen by a hook."""
+class _Given(nn.Module):
+    """The weights as they are: a module of its own, so that a hook can see them beside what they mix."""
 
     def forward(
         self, weights: Float[Tensor, "batch reader expert"], values: Float[Tensor, "batch expert out"]
-    ) -> Float[Tensor, "batch reader out"]:
-        return torch.bmm(weights, values)
+    ) -> Float[Tensor, "batch reader expert"]:
+        return weights
+
+
+def mixed(
+    values: Float[Tensor, "batch expert out"],
+    gates: Sequence[Gates],
+    logits: Sequence[Float[Tensor, "batch reader visible"]],
+) -> Float[Tensor, "batch reader out"]:
+    """The experts' outputs mixed for each reader of several gates, gates after gates, as one product."""
+    weights = [one.given(one.weights(its), values) for one, its in zip(gates, logits, strict=True)]
+    return torch.bmm(torch.cat(weights, 1), values)

@@ -28,7 +28,7 @@ def expert_health(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         (1 is even use, 0 is ignoring them). A meter that no gate of the model has is left out.
     """
     seen = {module: _Seen() for module in model.modules() if isinstance(module, Gates)}
-    hooks = [gates.mix.register_forward_hook(partial(_note, totals)) for gates, totals in seen.items()]
+    hooks = [gates.given.register_forward_hook(partial(_note, totals)) for gates, totals in seen.items()]
     try:
         with evaluating(model):
             for inputs in batches:
@@ -63,7 +63,7 @@ class _Seen:
         self.squares = self.squares + (values**2).mean(2).sum(0)
 
 
-def _note(seen: _Seen, _mix: nn.Module, args: tuple[Tensor, Tensor], _output: Tensor) -> None:
+def _note(seen: _Seen, _given: nn.Module, args: tuple[Tensor, Tensor], _output: Tensor) -> None:
     seen.add(*args)
 
 

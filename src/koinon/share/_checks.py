@@ -179,6 +179,26 @@ def _every_task_is_learned(method: Method) -> None:
         assert loss < 0.2, f"{task.name} is not learned where it is easy: loss {loss:.2f} after 180 steps"
 
 
+class _Halves(nn.Module):
+    """An encoder whose output comes in two parts."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder(inputs).split([WIDTH - 2, 2], 1)
+
+
+def _an_encoder_may_give_parts(method: Method) -> None:
+    given = small()
+    whole, halves = (build(method, replace(given, encoder=e)) for e in (given.encoder, _Halves(given.encoder)))
+    for model in (whole, halves):
+        task_loss(given.tasks, model(given.inputs), given.labels).backward()
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg="an encoder's output in parts is not read as a whole")
+
+
 def _gates_are_convex(method: Method) -> None:
     given = small()
     model = trained(method, given)
@@ -224,6 +244,7 @@ FIXTURE = Fixture(
         "missing_labels_teach_nothing": _missing_labels_teach_nothing,
         "a_weight_scales_its_tasks_gradients": _a_weight_scales_its_tasks_gradients,
         "every_task_is_learned": _every_task_is_learned,
+        "an_encoder_may_give_parts": _an_encoder_may_give_parts,
         "gates_are_convex": _gates_are_convex,
         "refuses_repeated_and_absent_tasks": _refuses_repeated_and_absent_tasks,
         "works_with_one_task": _works_with_one_task,

@@ -23,7 +23,8 @@ class Share(Method):
         """Put the method's parts on a copy of ``encoder``.
 
         Args:
-            encoder: any module whose output is [batch, width]; it is copied, not changed.
+            encoder: any module whose output is [batch, width], or a tuple of parts of it side by side; it is
+                copied, not changed.
             tasks: what to predict.
             width: size of the encoder's output vector.
             seed: start of the random streams that draw the new parameters.
@@ -37,8 +38,8 @@ class Shared(nn.Module):
     """A network for several tasks: encoder, then the method's trunk, then one tower a task.
 
     Args:
-        encoder: inputs to [batch, width]; copied.
-        trunk: [batch, width] to one vector a task, [batch, task, trunk width].
+        encoder: inputs to [batch, width], or a tuple of parts of it; copied.
+        trunk: what the encoder gives to one vector a task, [batch, task, trunk width].
         tasks: what to predict, in the order of the trunk's output.
         tower: widths of each tower's hidden layers, after the trunk width.
         seed: start of the random streams.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, Expert, Gates, experts_of, read
+from koinon.nn.experts import Bank, Expert, Gates, Parts, experts_of, joined, mixed, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -86,8 +86,9 @@ class _MetaLevel(nn.Module):
         self.group_gates = Gates(groups, names, sees, width, seed)
         self.self_gates = _self_gates(groups, names, width, seed) if home.self_gate and home.per_group else None
 
-    def forward(self, v: Float[Tensor, "batch width"]) -> Float[Tensor, "batch state out"]:
+    def forward(self, v: Float[Tensor, "batch width"] | Parts) -> Float[Tensor, "batch state out"]:
         """Gives z_shared, then z_c for each category."""
+        v = joined(v)
         experts = self.experts(v)
         z_shared, z_group, *z_self = _mixed(v, experts, self.shared_gate, self.group_gates, self.self_gates)
         return torch.cat([z_shared, sum(z_self, z_group)], 1)
@@ -114,8 +115,9 @@ class _TaskLevel(nn.Module):
         self.self_gates = _self_gates(own, names, gate_width, seed) if home.self_gate and home.specific else None
 
     def forward(
-        self, z: Float[Tensor, "batch width"] | Float[Tensor, "batch state width"]
+        self, z: Float[Tensor, "batch width"] | Float[Tensor, "batch state width"] | Parts
     ) -> Float[Tensor, "batch task out"]:
+        z = joined(z)
         if z.ndim == 3:
             z_shared, z_group = z[:, :1], z[:, 1:]
             z_task = z_group[:, self.category]  # batch task width
@@ -179,7 +181,7 @@ def _categories(tasks: Sequence[Task]) -> list[str]:
 def _mixed(x: Tensor, experts: Float[Tensor, "batch expert out"], *gates: Gates | None) -> list[Tensor]:
     """The experts mixed by each of the gates, which all read ``x``; those that are switched off give nothing."""
     on = [one for one in gates if one is not None]
-    return [one.after(logits, experts) for one, logits in zip(on, read(x, *on), strict=True)]
+    return list(mixed(experts, on, read(x, *on)).split([len(one.readers) for one in on], 1))
 
 
 def _self_gates(readers: list[str], experts: list[Expert], width: int, seed: int) -> Gates:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, Gates, experts_of, read
+from koinon.nn.experts import Bank, Gates, Parts, experts_of, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -52,6 +52,6 @@ class _Mixture(nn.Module):
         super().__init__()
         self.experts, self.gates = experts, gates
 
-    def forward(self, v: Float[Tensor, "batch width"]) -> Float[Tensor, "batch task out"]:
+    def forward(self, v: Float[Tensor, "batch width"] | Parts) -> Float[Tensor, "batch task out"]:
         hidden, logits = read(v, self.experts, self.gates)
         return self.gates.after(logits, self.experts.after(hidden))

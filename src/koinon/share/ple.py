@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper, UserError
-from koinon.nn.experts import Bank, Gates, experts_of, read
+from koinon.nn.experts import Bank, Gates, Parts, experts_of, mixed, read
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -69,17 +69,15 @@ class _Extraction(nn.Module):
         self.shared_gate = None if last else Gates([f"level {level}"], shared + own, [["shared", *owners]], width, seed)
 
     def forward(
-        self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch state width"]
+        self, x: Float[Tensor, "batch width"] | Float[Tensor, "batch state width"] | Parts
     ) -> Float[Tensor, "batch state out"]:
-        common = (self.shared,) if self.shared_gate is None else (self.shared, self.shared_gate)
-        own = (self.specific, self.task_gates)
-        if x.ndim == 2:
-            *shared, specific, task_logits = read(x, *common, *own)
+        gates = [self.task_gates] if self.shared_gate is None else [self.shared_gate, self.task_gates]
+        if isinstance(x, tuple) or x.ndim == 2:
+            shared, specific, *logits = read(x, self.shared, self.specific, *gates)
         else:
             state, states = x.split([1, x.shape[1] - 1], 1)
-            shared, (specific, task_logits) = read(state.squeeze(1), *common), read(states, *own)
-        experts = torch.cat([self.shared.after(shared[0]), self.specific.after(specific)], 1)  # batch expert out
-        mixed = self.task_gates.after(task_logits, experts)  # batch task out
-        if self.shared_gate is None:
-            return mixed
-        return torch.cat([self.shared_gate.after(shared[1], experts), mixed], 1)
+            shared, *logits = read(state.squeeze(1), self.shared, *gates[:-1])
+            specific, task_logits = read(states, self.specific, self.task_gates)
+            logits.append(task_logits)
+        experts = torch.cat([self.shared.after(shared), self.specific.after(specific)], 1)  # batch expert out
+        return mixed(experts, gates, logits)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, experts_of
+from koinon.nn.experts import Bank, Parts, experts_of
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -41,5 +41,5 @@ class _Common(nn.Module):
         super().__init__()
         self.bottom, self.tasks = bottom, tasks
 
-    def forward(self, v: Float[Tensor, "batch width"]) -> Float[Tensor, "batch task out"]:
+    def forward(self, v: Float[Tensor, "batch width"] | Parts) -> Float[Tensor, "batch task out"]:
         return self.bottom(v).expand(-1, self.tasks, -1).contiguous()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import Paper
-from koinon.nn.experts import Bank, experts_of
+from koinon.nn.experts import Bank, experts_of, joined
 from koinon.nn.tasks import Task, distinct
 from koinon.share._contract import Share, Shared
 
@@ -47,4 +47,4 @@ class _Copies(nn.Module):
         self.encoders = nn.ModuleList(copy.deepcopy(encoder) for _ in range(tasks))
 
     def forward(self, inputs: Any) -> Float[Tensor, "batch task width"]:
-        return torch.stack([encoder(inputs) for encoder in self.encoders], 1)
+        return torch.stack([joined(encoder(inputs)) for encoder in self.encoders], 1)
