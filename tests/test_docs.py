@@ -22,8 +22,9 @@ from koinon.bench import compare, figures
 from koinon.bench.checks import APPLIED, GENERAL
 from koinon.data import sources
 from koinon.data.related import related
+from koinon.merge._checks import FIXTURE as merge_checks
 from koinon.recipes import share
-from koinon.share._checks import FIXTURE
+from koinon.share._checks import FIXTURE as share_checks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
@@ -78,7 +79,7 @@ def commands_of(block: Block) -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
-    """A folder with ``ratings.csv`` and the models of the examples, from where nothing reaches the network and nothing stays behind.
+    """A folder with ``ratings.csv`` and the examples' models, from where nothing reaches the network or stays behind.
 
     Figures take longest to draw, and are drawn in a test of their own.
     """
@@ -304,7 +305,7 @@ def test_contributing_lists_every_check():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     listed = re.search(r"<!-- checks -->\n(.*)<!-- /checks -->", text, re.DOTALL)[1]
     assert re.findall(r"^\| `(.*?)` \|", listed, re.MULTILINE) == [
-        *GENERAL, *APPLIED, "<field>_is_live", *FIXTURE.properties]  # fmt: skip
+        *GENERAL, *APPLIED, "<field>_is_live", *share_checks.properties, *merge_checks.properties]  # fmt: skip
 
 
 def test_contributing_names_blocks_that_exist():
