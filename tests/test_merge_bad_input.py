@@ -505,7 +505,7 @@ def test_too_little_room_is_told_before_the_work(capsys, here, monkeypatch):
     usage = shutil.disk_usage(here)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     monkeypatch.setattr(TensorWriter, "write", failing(errno.EIO))  # is not come to
-    made.assert_one_line(made.say(capsys, *merge()), "are to be written, the disk has 0.0 GB left")
+    made.assert_one_line(made.say(capsys, *merge()), "are to be written, the disk has 0.0 MB left")
     assert made.held(here) == before
 
 

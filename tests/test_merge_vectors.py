@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -216,6 +217,22 @@ def test_magnitudes_at_ranks_are_exact_at_the_edges_of_chunks(count):
     (found,) = cutoffs(part_of({"m": values}), [ranks])
     rising = np.sort(np.abs(values.numpy()))
     assert found == [math.inf if rank == 0 else float(rising[-rank]) for rank in ranks]
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_order_statistics_take_no_memory_for_each_chunk(monkeypatch, scope):
+    """300 chunks: what is kept of each would be seen."""
+    monkeypatch.setattr(_engine, "CHUNK", SMALL)
+    values = several_chunks("normal")[: 300 * SMALL]
+    part = part_of({"m": values}, ("w", "x") if scope == "model" else ("w",))
+    cutoffs(part, [[1000]])
+    tracemalloc.start()
+    try:
+        cutoffs(part, [[1000]])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10_000_000
 
 
 def test_nothing_has_no_magnitudes():

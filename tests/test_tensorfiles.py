@@ -384,7 +384,7 @@ def test_what_we_read_of_damaged_files_the_reference_reads_too(tmp_path):
     """And the other way round, but for what has a reason."""
     differ = []
     path = tmp_path / "a"
-    for number in range(300):
+    for number in range(200):
         content = mutated(good(), number)
         path.unlink(missing_ok=True)
         path.write_bytes(content)

@@ -317,7 +317,7 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[byt
 def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are to be written, the disk has {free / 1e9:.1f} GB left")
+        raise UserError(f"{folder}: {size / 1e6:,.1f} MB are to be written, the disk has {free / 1e6:,.1f} MB left")
 
 
 def _reserve(handle: int, size: int) -> None:

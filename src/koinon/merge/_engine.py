@@ -184,7 +184,12 @@ def blend_all(
 def measure_all(method: "Blend", sources: Sources, names: Sequence[str], workers: int = 1) -> Any:
     """What the method measures on the whole model."""
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        return method.measure(Part(sources, names, _Jobs(pool, 4 * workers).map))
+        jobs = _Jobs(pool, 4 * workers)
+        try:
+            return method.measure(Part(sources, names, jobs.map))
+        except BaseException:
+            jobs.cancel()
+            raise
 
 
 class _Tensor:

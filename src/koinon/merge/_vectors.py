@@ -1,5 +1,6 @@
 """What the methods on task vectors share: exact order statistics of streams, sign election, weighted sums."""
 
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from koinon.core import UserError
 from koinon.merge._engine import Chunk, Part
 
-SHIFT = 16
-"""Magnitudes are sorted by the upper half of their float32 pattern first, then within the half that matters."""
+HALF = 1 << 16
+"""Magnitudes are counted by the upper half of their float32 pattern, and by the lower half where that matters."""
 
 
 def each(values: Sequence[float], models: Sequence[str], what: str) -> list[float]:
@@ -42,63 +43,65 @@ def kept(density: float, count: int) -> int:
 def cutoffs(part: Part, ranks: Sequence[Sequence[int]]) -> list[list[float]]:
     """For each model the magnitudes of its task vector at the given ranks, 1 for the largest; rank 0 is infinity.
 
-    Exact, in two passes and little memory: a histogram of the upper bits of all magnitudes finds the bin of each rank,
-    and only the magnitudes in these bins are sorted. A part of one chunk is sorted at once.
+    Exact, in two passes and memory that does not grow with the part: a histogram of the upper halves of all magnitudes
+    finds each rank's bin, and one of the lower halves within that bin the magnitude. One chunk is sorted at once.
     """
     if part.count == 0:
         return [[np.inf] * len(its) for its in ranks]
     if part.chunks == 1:
         ((vectors),) = part.look(lambda chunk: [_magnitudes(delta) for delta in chunk.deltas])
         return [[_ranked(values, rank) for rank in its] for values, its in zip(vectors, ranks, strict=True)]
-    counts = _added(part.look(lambda chunk: [_histogram(_magnitudes(delta)) for delta in chunk.deltas]))
-    above = [counted[::-1].cumsum() for counted in counts]  # how many lie in the bins from the top
-    bins = [
-        {rank: len(its) - 1 - int(np.searchsorted(its, rank)) for rank in wanted if rank}
-        for its, wanted in zip(above, ranks, strict=True)
+    counts = [np.zeros(HALF // 2, np.int64) for _ in ranks]  # a magnitude's sign bit is 0
+    lock = threading.Lock()
+
+    def count(chunk: Chunk) -> None:
+        for delta, counted in zip(chunk.deltas, counts, strict=True):
+            found = np.bincount(_halves(delta)[1::2], minlength=HALF // 2)
+            with lock:
+                counted += found
+
+    part.look(count)
+    # For each rank of each model its bin, and the rank within the bin.
+    places = [[_place(counted, rank) for rank in its] for counted, its in zip(counts, ranks, strict=True)]
+    lower = [{bin: np.zeros(HALF, np.int64) for bin, rank in its if rank} for its in places]
+
+    def collect(chunk: Chunk) -> None:
+        for delta, its in zip(chunk.deltas, lower, strict=True):
+            halves = _halves(delta)
+            for bin, counted in its.items():
+                found = np.bincount(halves[::2][halves[1::2] == bin], minlength=HALF)
+                with lock:
+                    counted += found
+
+    part.look(collect)
+    return [
+        [_value(bin, _place(its[bin], rank)[0]) if rank else np.inf for bin, rank in found]
+        for its, found in zip(lower, places, strict=True)
     ]
 
-    def collect(chunk: Chunk) -> list[dict[int, tuple[NDArray, NDArray]]]:
-        found = []
-        for delta, its in zip(chunk.deltas, bins, strict=True):
-            values = _magnitudes(delta)
-            upper = values.view(np.uint32) >> SHIFT
-            found.append({b: np.unique(values[upper == b], return_counts=True) for b in set(its.values())})
-        return found
 
-    held = part.look(collect)
-    result = []
-    for model, (its, wanted) in enumerate(zip(bins, ranks, strict=True)):
-        edges = {b: int(counts[model][b + 1 :].sum()) for b in set(its.values())}  # how many lie above the bin
-        values = {b: _merged([piece[model][b] for piece in held]) for b in edges}
-        result.append([_counted(*values[its[r]], r - edges[its[r]]) if r else np.inf for r in wanted])
-    return result
+def _place(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """The bin of what has a rank, 1 for the largest, and its rank within the bin."""
+    above = counts[::-1].cumsum()
+    steps = int(np.searchsorted(above, rank))
+    return len(counts) - 1 - steps, rank - int(above[steps] - counts[::-1][steps])
+
+
+def _value(upper: int, lower: int) -> float:
+    return float(np.array(upper << 16 | lower, np.uint32).view(np.float32))
+
+
+def _halves(delta: Tensor) -> NDArray[np.uint16]:
+    """The lower and upper halves of each magnitude's pattern, in turn, on a little-endian machine."""
+    return _magnitudes(delta).view(np.uint16)
 
 
 def _magnitudes(delta: Tensor) -> NDArray[np.float32]:
     return delta.abs().float().numpy()
 
 
-def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.bincount(values.view(np.uint16)[1::2], minlength=1 << 15)  # the upper halves, on a little-endian machine
-
-
-def _added(histograms: Sequence[Sequence[NDArray]]) -> list[NDArray]:
-    return [np.sum(its, axis=0) for its in zip(*histograms, strict=True)]
-
-
 def _ranked(values: NDArray[np.float32], rank: int) -> float:
     return float(np.partition(values, len(values) - rank)[len(values) - rank]) if rank else np.inf
-
-
-def _merged(pieces: Sequence[tuple[NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
-    """Values in rising order with their counts, from several such lists."""
-    values, places = np.unique(np.concatenate([piece[0] for piece in pieces]), return_inverse=True)
-    return values, np.bincount(places, np.concatenate([piece[1] for piece in pieces])).astype(np.int64)
-
-
-def _counted(values: NDArray[np.float32], counts: NDArray[np.int64], rank: int) -> float:
-    """The value at a rank from the top."""
-    return float(values[::-1][np.searchsorted(counts[::-1].cumsum(), rank)])
 
 
 def consensus(
