@@ -6,12 +6,13 @@ nothing else, so a result does not depend on the number of workers or on how fil
 
 import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from koinon.merge._contract import Blend
 
 T = TypeVar("T")
+Digests: TypeAlias = dict[str | None, dict[int, bytes]]
+"""Model (None for the base) to chunk to digest."""
 
 CHUNK = 1 << 18
 """Elements blended at a time: a few chunks of float32 fit into a core's cache."""
@@ -69,7 +72,7 @@ class Sources:
     allow_nonfinite: bool = False
     """Take NaN and infinity as they are."""
 
-    def chunk(self, name: str, number: int, digests: dict[str | None, dict[int, bytes]] | None = None) -> Chunk:
+    def chunk(self, name: str, number: int, digests: Digests | None = None) -> Chunk:
         """Read one chunk, as numbers to compute with; ``digests`` gets what was read added."""
         spec = next(iter(self.tuned.values())).specs[name]
         start = number * CHUNK
@@ -95,7 +98,7 @@ class Sources:
         exact = torch.float64 if values.dtype == torch.float64 else torch.float32
         numbers = values.to(self.rounding or exact)
         # A sum is finite only if all its terms are: one cheap pass; where it overflows, a second one decides.
-        if not self.allow_nonfinite and not bool(numbers.sum(dtype=exact).isfinite()):
+        if not self.allow_nonfinite and not math.isfinite(numbers.sum(dtype=exact).item()):
             wrong = ~values.to(exact).isfinite()
             if bool(wrong.any()):
                 what = "NaN" if bool(values.to(exact).isnan().any()) else "infinity"
@@ -111,10 +114,13 @@ class Part:
         sources: what is merged.
         names: of the tensors.
         each: how to run a function on many things, in order: ``map``, or on several workers.
+        held: the only chunk, if it has been read already.
     """
 
-    def __init__(self, sources: Sources, names: Sequence[str], each: Callable[..., Any] = map):
-        self._sources, self._names, self._each = sources, names, each
+    def __init__(
+        self, sources: Sources, names: Sequence[str], each: Callable[..., Any] = map, held: Chunk | None = None
+    ):
+        self._sources, self._each, self._held = sources, each, held
         specs = next(iter(sources.tuned.values())).specs
         self._grid = [(name, number) for name in names for number in range(chunks(specs[name]))]
         self.models = tuple(sources.tuned)
@@ -124,7 +130,7 @@ class Part:
 
     def look(self, function: Callable[[Chunk], T]) -> list[T]:
         """What the function gives for every chunk, in order; read anew each time."""
-        return list(self._each(lambda place: function(self._sources.chunk(*place)), self._grid))
+        return list(self._each(lambda place: function(self._held or self._sources.chunk(*place)), self._grid))
 
     @property
     def chunks(self) -> int:
@@ -199,28 +205,40 @@ class _Tensor:
         self.method, self.sources, self.name, self.spec = method, sources, name, spec
         self.write, self.done = write, done
         self.chunks = chunks(spec)
-        self.digests: dict[str | None, dict[int, bytes]] | None = {} if digest else None
+        self.digests: Digests | None = {} if digest else None
         self.left = self.chunks
         self.lock = threading.Lock()
 
     def small(self, measured: Mapping[str, Any] | None) -> None:
+        """A tensor of at most one chunk, which is read once."""
+        digests: Digests | None = None if self.digests is None else {}
+        chunk = self.sources.chunk(self.name, 0, digests) if self.chunks else None
         if measured is not None and self.method.measures_whole:
-            self.stretch(measured[repr(self.method)], 0)
+            found = measured[repr(self.method)]
         else:
-            self.stretch(self.method.measure(Part(self.sources, [self.name])), 0)
+            found = self.method.measure(Part(self.sources, [self.name], held=chunk))
+        if chunk is not None:
+            self.blend(chunk, found)
+        self.count(self.chunks, digests)
 
     def stretch(self, found: Any, first: int) -> None:
-        digests: dict[str | None, dict[int, bytes]] | None = None if self.digests is None else {}
+        """A run of chunks, of a tensor of several."""
+        digests: Digests | None = None if self.digests is None else {}
         last = min(first + RUN, self.chunks)
         for number in range(first, last):
-            chunk = self.sources.chunk(self.name, number, digests)
-            merged = self.method.blend(chunk, found)
-            self.write(self.name, number * CHUNK, merged.to(self.spec.dtype))
+            self.blend(self.sources.chunk(self.name, number, digests), found)
+        self.count(last - first, digests)
+
+    def blend(self, chunk: Chunk, found: Any) -> None:
+        merged = self.method.blend(chunk, found)
+        self.write(self.name, chunk.number * CHUNK, merged.to(self.spec.dtype))
+
+    def count(self, blended: int, digests: Digests | None) -> None:
         with self.lock:
             for model, held in (digests or {}).items():
                 assert self.digests is not None
                 self.digests.setdefault(model, {}).update(held)
-            self.left -= last - first
+            self.left -= blended
             whole = self.left == 0
         if whole:
             self.done(self.name, {model: tree(held) for model, held in (self.digests or {}).items()})

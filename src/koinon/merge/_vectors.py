@@ -1,5 +1,6 @@
 """What the methods on task vectors share: exact order statistics of streams, sign election, weighted sums."""
 
+import math
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -117,8 +118,7 @@ def consensus(
 
     Each operation rounds to the vectors' type; sums are held in float32 or better.
     """
-    weighted = [vector * torch.tensor(w, dtype=vector.dtype) for vector, w in zip(vectors, weights, strict=True)]
-    kind = weighted[0].dtype
+    weighted = [_times(vector, w) for vector, w in zip(vectors, weights, strict=True)]
     # A choice by mask is ten times as slow on a CPU as arithmetic with 0, 1 and the sign.
     total = _sum(weighted)
     if elect:
@@ -126,10 +126,7 @@ def consensus(
         weighted = [F.relu(vector * sign) for vector in weighted]
         total = _sum(weighted) * sign
     if mean:
-        shares = [
-            vector.sign().abs_() * torch.tensor(w, dtype=kind) for vector, w in zip(weighted, weights, strict=True)
-        ]
-        divisor = _sum(shares)
+        divisor = _sum([_times(vector.sign().abs_(), w) for vector, w in zip(weighted, weights, strict=True)])
         total /= divisor + torch.eq(divisor, 0, out=torch.empty_like(divisor))
     return total
 
@@ -138,9 +135,15 @@ def cut_below(vector: Float[Tensor, " n"], cut: float) -> Float[Tensor, " n"]:
     """The vector with 0 for all that is smaller than ``cut`` in magnitude, taken in float32 as `cutoffs` takes it."""
     if vector.dtype == torch.float64:
         return torch.where(vector.abs().float() >= cut, vector, 0)
+    if cut <= 0 or math.isinf(cut):
+        return vector if cut <= 0 else torch.zeros_like(vector)
     edge = torch.tensor(cut, dtype=vector.dtype)
     below = torch.nextafter(edge, torch.zeros_like(edge))  # what hardshrink keeps is larger, not as large
-    return F.hardshrink(vector, float(below)) if cut > 0 else vector
+    return F.hardshrink(vector, float(below))
+
+
+def _times(vector: Tensor, weight: float) -> Tensor:
+    return vector if weight == 1 else vector * torch.tensor(weight, dtype=vector.dtype)
 
 
 def _sum(vectors: Sequence[Tensor]) -> Tensor:

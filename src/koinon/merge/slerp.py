@@ -34,7 +34,8 @@ class Slerp(Blend):
         if len(part.models) != 2:
             raise UserError(f"slerp is for two models, here are {len(part.models)}")
         ab, aa, bb = torch.tensor(part.look(_products), dtype=torch.float64).view(-1, 3).sum(0).tolist()
-        cosine = max(-1.0, min(1.0, ab / math.sqrt(aa * bb))) if aa > 0 and bb > 0 else 1.0
+        # A tensor of zeros has no direction: a right angle, as mergekit takes it.
+        cosine = max(-1.0, min(1.0, ab / math.sqrt(aa * bb))) if aa > 0 and bb > 0 else 0.0
         if abs(cosine) > PARALLEL:
             return 1 - self.t, self.t
         omega = math.acos(cosine)
@@ -42,7 +43,8 @@ class Slerp(Blend):
 
     def blend(self, chunk: Chunk, found: tuple[float, float]) -> Float[Tensor, " n"]:
         """See `Blend.blend`."""
-        first, second = chunk.tuned.values()
+        kind = torch.promote_types(next(iter(chunk.tuned.values())).dtype, torch.float32)
+        first, second = (its.to(kind) for its in chunk.tuned.values())
         return found[0] * first + found[1] * second
 
 
