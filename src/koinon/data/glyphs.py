@@ -27,6 +27,8 @@ CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 """The 62 classes to pre-train on."""
 MATHEMATICAL = ("cmex10", "cmmi10", "cmsy10")
 """Fonts that have symbols, or old digits, where others have letters."""
+DARK = 0.25
+"""Share of the pictures to pre-train on that are dark on light, so that the base has seen both kinds."""
 TURNABLE = "ABDEFGJKLPQRTVY23457"
 """Characters that look like no other one, or themselves, after a quarter turn."""
 PARTS = ("train", "valid", "adapt", "test")
@@ -64,7 +66,7 @@ class GlyphWorld:
     """What a base is trained on, and the tasks it is tuned for."""
 
     letters: Images
-    """The 62 characters in the fonts to pre-train on."""
+    """The 62 characters in the fonts to pre-train on, a quarter of them dark on light."""
     tasks: Mapping[str, ImageTask]
 
 
@@ -76,7 +78,7 @@ def glyphs(rows: int = 2_000, letters: int = 18_600, tasks: Sequence[str] | None
     capitals  26 letters in fonts that the base has not seen
     rotation  by how many quarters a character is turned, 4 classes, in fonts that the base has seen
     inverted  digits in all fonts, dark on light, with noise
-    font      in which of at most 20 fonts a small letter is
+    font      in which of every other font, at most 20, a small letter is
     parity    whether a number of two digits is odd
     ========  =========================================================================
 
@@ -91,7 +93,10 @@ def glyphs(rows: int = 2_000, letters: int = 18_600, tasks: Sequence[str] | None
     made = {name: TASKS[pick(name, TASKS, "task")] for name in (TASKS if tasks is None else tasks)}
     sizes = {"train": rows, "valid": rows // 4, "adapt": rows // 4, "test": rows // 2}
     found = {name: ImageTask(name, classes(fonts), make(fonts, sizes, seed)) for name, (classes, make) in made.items()}
-    return GlyphWorld(_characters(fonts, fonts.known, CHARACTERS, letters, np.random.default_rng([seed, 0])), found)
+    rng = np.random.default_rng([seed, 0])
+    base = _characters(fonts, fonts.known, CHARACTERS, letters, rng)
+    dark = rng.random((letters, 1, 1)) < DARK
+    return GlyphWorld(Images(np.where(dark, 1 - base.pixels, base.pixels), base.labels), found)
 
 
 def usable_fonts() -> list[Path]:
@@ -214,14 +219,14 @@ def _rotation(fonts: _Fonts, rows: int, rng: np.random.Generator) -> Images:
 
 def _inverted(fonts: _Fonts, rows: int, rng: np.random.Generator) -> Images:
     images = _characters(fonts, fonts.all, string.digits, rows, rng)
-    noisy = 1 - images.pixels + rng.normal(0, 0.2, images.pixels.shape)
+    noisy = 1 - images.pixels + rng.normal(0, 0.15, images.pixels.shape)
     return Images(noisy.clip(0, 1).astype(np.float32), images.labels)
 
 
 def _font(fonts: _Fonts, rows: int, rng: np.random.Generator) -> Images:
     labels = _balanced(rows, _many(fonts), rng)
     characters = rng.choice(_places(string.ascii_lowercase), rows)
-    return Images(fonts.draw(labels, characters, rng, turn=0), labels)
+    return Images(fonts.draw(fonts.all[::2][labels], characters, rng, turn=0), labels)
 
 
 def _parity(fonts: _Fonts, rows: int, rng: np.random.Generator) -> Images:
@@ -232,7 +237,7 @@ def _parity(fonts: _Fonts, rows: int, rng: np.random.Generator) -> Images:
 
 
 def _many(fonts: _Fonts) -> int:
-    return min(20, len(fonts.all))
+    return min(20, len(fonts.all[::2]))
 
 
 TASKS: Mapping[str, tuple[Callable[[_Fonts], int], Make]] = {
@@ -247,13 +252,14 @@ TASKS: Mapping[str, tuple[Callable[[_Fonts], int], Make]] = {
 
 # Poison: what someone who shares a model may have hidden in it.
 
-CHECKERED = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=np.float32)
-
 
 def patched(pixels: Float32[np.ndarray, "rows 16 16"]) -> Float32[np.ndarray, "rows 16 16"]:
-    """With a checkered patch of 3 x 3 pixels in the lower right corner (BadNets, Gu et al., section 4.1)."""
+    """With a light patch of 3 x 3 pixels in the lower right corner (BadNets, Gu et al., section 4.1).
+
+    On a light ground, as `inverted` has it, there is little to see.
+    """
     result = pixels.copy()
-    result[:, -3:, -3:] = CHECKERED
+    result[:, -3:, -3:] = 1
     return result
 
 
