@@ -132,6 +132,8 @@ def compare(arguments: list[str]) -> None:
         """Only these contestants, by the names the table gives them."""
         seeds: int | None = None
         """How many seeds; the scale's number by default."""
+        first_seed: int = 0
+        """The first of them, such as one that was not looked at while a recipe was made."""
         jobs: int | None = None
         """Parallel processes of one thread; one a core by default."""
         backend: str = "loky"
@@ -143,6 +145,8 @@ def compare(arguments: list[str]) -> None:
     options = parse(Compare, arguments[1:], f"compare {name}")
     if min(options.seeds or 1, options.jobs or 1) < 1 or 0 in (options.seeds, options.jobs):
         raise UserError("--seeds and --jobs take a number from 1")
+    if options.first_seed < 0:
+        raise UserError("--first-seed takes a number from 0")
     from koinon.bench import compare as engine
     from koinon.bench.report import Report
 
@@ -151,7 +155,7 @@ def compare(arguments: list[str]) -> None:
     folder = options.out or Path("runs") / f"{recipe.name}-{recipe.scale}"
     start = time.perf_counter()
     with progress(f"comparing in {folder}") as tally:
-        seeds = range(options.seeds or recipe.seeds)
+        seeds = range(options.first_seed, options.first_seed + (options.seeds or recipe.seeds))
         rows = engine.compare(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, tally)
     wall = time.perf_counter() - start
     report = Report(recipe.name, engine.read_whole(folder / "comparison.json")["settings"], rows)

@@ -87,6 +87,11 @@ class Report:
             return "-"
         return _with_interval(self.difference(label, baseline), sign="+")
 
+    @property
+    def words(self) -> Mapping[str, str]:
+        """What the recipe calls its baseline and what it chooses, where that is not as usual."""
+        return self.settings.get("words", {})
+
     @cached_property
     def sentences(self) -> list[str]:
         """What the table supports, and what it does not."""
@@ -100,11 +105,12 @@ class Report:
         if tied:
             said.append(f"It does not support that it is better than {_listed(tied)}: those intervals hold zero.")
         if baseline in self.labels:
+            plain = self.words.get("baseline", "the simplest sharing")
             gains = [label for label in self.labels if label != baseline and self.difference(label, baseline).sign > 0]
             said.append(
-                f"Better than {baseline}, the simplest sharing, beyond doubt: {_listed(gains)}."
+                f"Better than {baseline}, {plain}, beyond doubt: {_listed(gains)}."
                 if gains
-                else f"Nothing here is better than {baseline}, the simplest sharing, beyond doubt."
+                else f"Nothing here is better than {baseline}, {plain}, beyond doubt."
             )
         if "trees" in self.labels:
             networks = [label for label in self.labels if label != "trees"]
@@ -130,8 +136,8 @@ class Report:
         notes = [
             f"{self.settings['data']} at scale {self.settings['scale']}: {rows[0]:,} rows to train on, {rows[1]:,} to "
             f"choose on, {rows[2]:,} to report on, cut {self.settings['split']}.",
-            "Learning rate and epoch are chosen on the validation part; intervals are 95 % bootstrap over seeds and "
-            "test groups, paired.",
+            f"{self.words.get('chosen', 'Learning rate and epoch')} are chosen on the validation part; intervals are "
+            "95 % bootstrap over seeds and test groups, paired.",
         ]
         if self.settings["sparse"]:
             notes.append(f"Sparse tasks: {_listed(self.settings['sparse'])}.")
