@@ -138,6 +138,30 @@ _HOME = (
     ),
 )
 
+_TWIN = (
+    *(
+        Claim(f"Twin-Merging serves all tasks better than {name}", "merge-glyphs", "twin", label, "mean.normalised")
+        for name, label in (
+            ("task arithmetic", "task_arithmetic"),
+            ("TIES", "ties"),
+            ("DARE with TIES' election", "dare_ties"),
+            ("Fisher merging", "fisher"),
+            ("RegMean", "regmean"),
+            ("AdaMerging", "adamerging"),
+        )
+    ),
+    Claim("sharing an expert helps", "merge-glyphs", "twin", "twin_no_shared", "mean.normalised"),
+    Claim("merging for each input helps", "merge-glyphs", "twin", "twin_static", "mean.normalised"),
+    Claim(
+        "singular values keep more than the largest elements",
+        "merge-glyphs",
+        "twin",
+        "twin_magnitude",
+        "mean.normalised",
+    ),
+    Claim("singular values keep more than random elements", "merge-glyphs", "twin", "twin_random", "mean.normalised"),
+)
+
 SYSTEMS: tuple[System, ...] = (
     System(
         1,
@@ -211,6 +235,13 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2406.15479",
         "merge",
+        methods=("merge.twin",),
+        claims=_TWIN,
+        departures=(
+            "The router's checkpoint is chosen on held-out training inputs, where the release takes test data.",
+            "The router picks a row's head as well, where the release takes the true task's.",
+            "A tensor of more than two dimensions is cut as the matrix [first, all others]; running means have twins.",
+        ),
     ),
     System(
         12,

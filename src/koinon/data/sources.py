@@ -28,7 +28,7 @@ class Source:
     size: int
     """Bytes to download."""
     members: Mapping[str, str]
-    """Short names for the paths read inside the archive."""
+    """Short names for the paths read inside the archive; a path that ends with a slash is a folder."""
     licence: str
 
 
@@ -46,6 +46,29 @@ SOURCES: Mapping[str, Source] = {
             "films": "recbole/dataset_example/ml-100k/ml-100k.item",
         },
         licence="GroupLens research licence: research use, no redistribution",
+    ),
+    "chats": Source(
+        what="ChatterBot's corpus: 7,644 short conversations in 28 languages, by topic",
+        package="chatterbot_corpus",
+        version="1.3.3",
+        file="chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+        sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+        size=345_706,
+        members={
+            language: f"chatterbot_corpus/data/{language}/"
+            for language in (
+                "dutch",
+                "english",
+                "french",
+                "german",
+                "indonesian",
+                "italian",
+                "portuguese",
+                "spanish",
+                "turkish",
+            )
+        },
+        licence="BSD-3-Clause",
     ),
 }
 
@@ -77,6 +100,13 @@ def read(name: str, member: str) -> bytes:
     """The content of one member of the source's archive."""
     with zipfile.ZipFile(get(name)) as archive:
         return archive.read(SOURCES[name].members[member])
+
+
+def read_folder(name: str, member: str) -> dict[str, bytes]:
+    """The content of every file below one folder of the source's archive, by path, in the paths' order."""
+    start = SOURCES[name].members[member]
+    with zipfile.ZipFile(get(name)) as archive:
+        return {its: archive.read(its) for its in sorted(archive.namelist()) if its.startswith(start) and its != start}
 
 
 def _check(source: Source, path: Path) -> None:

@@ -13,15 +13,17 @@ import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from koinon.core import load
 from koinon.data.glyphs import GlyphWorld
 from koinon.merge._contract import Merge, Pool
-from koinon.merge._live import features, quietly
+from koinon.merge._live import features, is_own, quietly
 from koinon.merge.task_arithmetic import TaskArithmetic
 from koinon.merge.twin import Twin, TwinMerging
 from koinon.nn.router import Router, trained_router
-from koinon.recipes._vision import OWN, Experts, Poison, Training, experts, in_batches, tensors
+from koinon.recipes._experts import Experts
+from koinon.recipes._served import CLASSES, Reading, Served, Switched, Twofold, by_task, numbers
+from koinon.recipes._vision import OWN, Poison, Training, experts, tensors
 
 Point = Mapping[str, Any]
 """Settings to try."""
@@ -34,10 +36,10 @@ def grid(**values: Sequence[Any]) -> tuple[Point, ...]:
 
 @dataclass(frozen=True)
 class Routing:
-    """How the router of every contestant is trained: as Twin-Merging's own, on the same pictures."""
+    """How the router of every contestant is trained: as Twin-Merging's own, on the same rows."""
 
     rows: int = 1_000
-    """Training pictures of each task, at most."""
+    """Training rows of each task, at most."""
     epochs: int = 50
     batch: int = 1_024
     lr: float = 5e-4
@@ -54,122 +56,107 @@ class Stream:
     labels: Int64[Tensor, " rows"]
 
 
-class Served(ABC):
-    """Something that classifies pictures of all tasks."""
-
-    stored: int
-    """Numbers that are kept: weights, heads, twins and router."""
-    active: int
-    """Numbers that one picture meets."""
-
-    @abstractmethod
-    def told(self, pixels: Float[Tensor, "rows 16 16"], task: int) -> Int64[Tensor, " rows"]:
-        """Classes, of pictures known to be this task's."""
-
-    @abstractmethod
-    def routed(self, pixels: Tensor, truth: Int64[Tensor, " rows"]) -> tuple[Tensor, Tensor]:
-        """Tasks and classes, [rows] each. Only an oracle looks at the truth."""
-
-
-class Switched(Served):
-    """A model for each task, and a router that picks one by the features of a reader.
-
-    Args:
-        models: one a task; statically merged ones differ in their heads only.
-        reader: whose features the router reads.
-        router: trained on them; None if nothing is to be routed.
-        stored: see `Served`.
-    """
-
-    def __init__(self, models: Sequence[nn.Module], reader: nn.Module, router: Router | None, stored: int):
-        self.models, self.reader, self.router, self.stored = models, reader, router, stored
-        self.active = numbers(models[0]) + (numbers(router) if router else 0)
-
-    def told(self, pixels: Tensor, task: int) -> Tensor:
-        return in_batches(lambda part: self.models[task](part).argmax(1), pixels)
-
-    def routed(self, pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.router is not None
-        router = self.router
-        task = in_batches(lambda part: router(features(self.reader, "", part)).argmax(1), pixels)
-        classes = torch.zeros_like(task)
-        for number in task.unique().tolist():
-            classes[task == number] = self.told(pixels[task == number], number)
-        return task, classes
-
-
-class Twofold(Served):
-    """A `Twin`, with its router or with the truth in its place."""
-
-    def __init__(self, twin: Twin, oracle: bool, given: "Case"):
-        self.twin, self.oracle = twin, oracle
-        self.active = given.trunk + twin.stored_numbers + numbers(twin.router)
-        self.stored = self.active + given.heads
-
-    def told(self, pixels: Tensor, task: int) -> Tensor:
-        return self._of(pixels, torch.full((len(pixels),), task))
-
-    def routed(self, pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        if self.oracle:
-            return truth, self._of(pixels, truth)
-        weights = in_batches(self.twin.route, pixels)
-        pairs = torch.cat([pixels.flatten(1), weights], 1)
-        width = weights.shape[1]
-        classes = in_batches(
-            lambda part: self._mixed(part[:, :-width].view(-1, *pixels.shape[1:]), part[:, -width:]), pairs
-        )
-        return weights.argmax(1), classes
-
-    def _of(self, pixels: Tensor, task: Tensor) -> Tensor:
-        classes = torch.zeros_like(task)
-        for number in task.unique().tolist():
-            chosen = (task == number).nonzero().flatten()
-            classes[chosen] = in_batches(self._only(number), pixels[chosen])
-        return classes
-
-    def _only(self, task: int) -> Callable[[Tensor], Tensor]:
-        weight = F.one_hot(torch.tensor(task), len(self.twin.tasks)).float()
-        return lambda pixels: self._mixed(pixels, weight.expand(len(pixels), -1))
-
-    def _mixed(self, pixels: Tensor, weights: Tensor) -> Tensor:
-        return self.twin.with_weights(pixels, weights).argmax(1)
-
-
-def numbers(module: nn.Module) -> int:
-    """How many a module holds."""
-    return sum(value.numel() for value in module.state_dict().values())
-
-
-class Case:
+class Case(ABC):
     """What every contestant of one cell is given.
 
     Args:
-        world: pictures.
         found: base and experts.
+        adapt: task to unlabelled rows.
+        router_data: task to prompts that routers learn from.
+        own: patterns of the tensors that stay a task's own.
+        reading: see `Reading`.
         routing: how routers are trained.
         poisoned: tasks whose experts are; for controls that know.
         seed: of everything that is drawn while merging and routing.
     """
 
-    def __init__(self, world: GlyphWorld, found: Experts, routing: Routing, poisoned: frozenset[str], seed: int):
-        self.world, self.routing, self.poisoned, self.seed = world, routing, poisoned, seed
+    def __init__(
+        self,
+        found: Experts,
+        adapt: Mapping[str, Tensor],
+        router_data: Mapping[str, Tensor],
+        own: tuple[str, ...],
+        reading: Reading,
+        routing: Routing,
+        poisoned: frozenset[str],
+        seed: int,
+    ):
+        self.reading, self.routing, self.poisoned, self.seed = reading, routing, poisoned, seed
         self.expert_seconds = found.seconds
         self.counted = {"rows": 0, "passes": 0}
         """Rows and batches that the base, the experts and what is made of them have seen: copies count as well."""
         self._start = time.perf_counter()
-        adapt = {name: tensors(task.parts["adapt"])[0] for name, task in world.tasks.items()}
         base, tuned = quietly(found.base), {name: quietly(its) for name, its in found.tuned.items()}
         for model in (base, *tuned.values()):
             model.register_forward_pre_hook(_counting(self.counted))
-        self.pool = Pool(base, tuned, adapt, OWN)
-        self.router_data = {name: tensors(task.parts["train"])[0][: routing.rows] for name, task in world.tasks.items()}
-        self.heads = sum(numbers(its.head) for its in found.tuned.values())
-        self.trunk = numbers(base) - numbers(found.base.head)
-        self.individual = Switched(list(tuned.values()), base, None, (len(tuned) + 1) * self.trunk + self.heads)
+        self.pool = Pool(base, tuned, adapt, own)
+        self.router_data = router_data
+        self.heads = sum(self._numbers(its, True) for its in tuned.values())
+        self.trunk = self._numbers(base, False)
+        self.individual = self.switched(None)
 
-    def elapsed(self) -> float:
-        """Seconds since the base and the experts were there."""
-        return time.perf_counter() - self._start
+    @abstractmethod
+    def valid(self, served: Served) -> float:
+        """How good it is on the validation parts, each row's task known; the mean over tasks."""
+
+    @abstractmethod
+    def served(self, merged: nn.Module, routed: bool = False) -> Served:
+        """One merged model, for all tasks."""
+
+    def _numbers(self, model: nn.Module, own: bool) -> int:
+        return sum(its.numel() for name, its in model.state_dict().items() if is_own(self.pool, name) == own)
+
+    def switched(self, router: Router | None) -> Switched:
+        """All experts, and the base as the reader of a router."""
+        stored = (len(self.pool.tuned) + 1) * self.trunk + self.heads + (numbers(router) if router else 0)
+        return Switched(list(self.pool.tuned.values()), self.pool.base, router, stored, self.reading)
+
+    def cost(self, entered: "Entered") -> dict[str, Any]:
+        """What it took since the base and the experts were there."""
+        return {
+            "trained": entered.served.stored,
+            "active": entered.served.active,
+            "stored_bytes": 4 * entered.served.stored,
+            "samples": self.counted["rows"],
+            "passes": self.counted["passes"],
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "expert_seconds": round(self.expert_seconds, 1),
+            **entered.chosen,
+        }
+
+    def router(self, reader: nn.Module) -> Router:
+        """The router of Twin-Merging, on the features of any model."""
+        its = self.routing
+        read = {task: features(reader, "", prompts) for task, prompts in self.router_data.items()}
+        return trained_router(read, self.seed, (its.dropout,) * 2, its.holdout, its.lr, its.batch, its.epochs)
+
+    def best(self, method: Merge, points: Sequence[Point]) -> tuple[nn.Module, Point]:
+        """What the method makes at the point that is best on the validation parts, the first one if several are."""
+        made = [(replace(seeded(method, self.seed), **point).merge(self.pool).eval(), point) for point in points]
+        if len(made) == 1:
+            return made[0]
+        return max(made, key=lambda its: self.valid(self.served(its[0])))
+
+    def arithmetic(self, scalings: Sequence[float]) -> tuple[float, Served]:
+        """Task arithmetic's best scale, and its model, not routed."""
+        merged, point = self.best(TaskArithmetic(), grid(scale=scalings))
+        return point["scale"], self.served(merged)
+
+
+class Pictures(Case):
+    """The `Case` of a world of pictures, with heads of the tasks' own.
+
+    Args:
+        world: pictures.
+        found: base and experts.
+        routing, poisoned, seed: see `Case`.
+    """
+
+    def __init__(self, world: GlyphWorld, found: Experts, routing: Routing, poisoned: frozenset[str], seed: int):
+        self.world = world
+        adapt = {name: tensors(task.parts["adapt"])[0] for name, task in world.tasks.items()}
+        prompts = {name: tensors(task.parts["train"])[0][: routing.rows] for name, task in world.tasks.items()}
+        super().__init__(found, adapt, prompts, OWN, CLASSES, routing, poisoned, seed)
 
     def stream(self, part: str, mark: Callable[[NDArray], NDArray] = lambda pixels: pixels) -> Stream:
         """Pictures of all tasks in an order drawn at random, the same each time."""
@@ -182,13 +169,10 @@ class Case:
 
     def told(self, served: Served, stream: Stream) -> Int64[Tensor, " rows"]:
         """Classes, each picture's task known."""
-        classes = torch.zeros_like(stream.labels)
-        for task in range(len(self.world.tasks)):
-            classes[stream.task == task] = served.told(stream.pixels[stream.task == task], task)
-        return classes
+        return by_task(served.told, stream.pixels, stream.task)
 
     def valid(self, served: Served) -> float:
-        """Mean over tasks of the accuracy on the validation parts, each picture's task known."""
+        """The mean accuracy."""
         stream = self.stream("valid")
         right = (self.told(served, stream) == stream.labels).double()
         return float(torch.stack([right[stream.task == task].mean() for task in stream.task.unique()]).mean())
@@ -199,24 +183,6 @@ class Case:
         router = self.router(merged) if routed else None
         stored = self.trunk + self.heads + (numbers(router) if router else 0)
         return Switched(models, merged, router, stored)
-
-    def router(self, reader: nn.Module) -> Router:
-        """The router of Twin-Merging, on the features of any model."""
-        its = self.routing
-        read = {task: features(reader, "", pixels) for task, pixels in self.router_data.items()}
-        return trained_router(read, self.seed, (its.dropout,) * 2, its.holdout, its.lr, its.batch, its.epochs)
-
-    def best(self, method: Merge, points: Sequence[Point]) -> tuple[nn.Module, Point]:
-        """What the method makes at the point that is best on the validation parts, the first one if several are."""
-        made = [(replace(seeded(method, self.seed), **point).merge(self.pool).eval(), point) for point in points]
-        if len(made) == 1:
-            return made[0]
-        return max(made, key=lambda its: self.valid(self.served(its[0])))
-
-    def arithmetic(self, scalings: Sequence[float]) -> tuple[float, Switched]:
-        """Task arithmetic's best scale, and its model, not routed."""
-        merged, point = self.best(TaskArithmetic(), grid(scale=scalings))
-        return point["scale"], self.served(merged)
 
 
 def headed(merged: nn.Module, expert: nn.Module) -> nn.Module:
@@ -236,14 +202,15 @@ def _counting(counted: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...
     return count
 
 
-def case(world: GlyphWorld, training: Training, routing: Routing, poison: Mapping[str, Poison], seed: int) -> Case:
+def case(world: GlyphWorld, training: Training, routing: Routing, poison: Mapping[str, Poison], seed: int) -> Pictures:
     """The case of one seed."""
-    return Case(world, experts(world, training, poison, seed), routing, frozenset(poison), seed)
+    return Pictures(world, experts(world, training, poison, seed), routing, frozenset(poison), seed)
 
 
 def seeded(method: Merge, seed: int) -> Merge:
     """The method with the cell's seed, if it draws anything."""
-    return replace(method, seed=seed) if any(its.name == "seed" for its in fields(method)) else method  # type: ignore[call-arg]
+    known = {its.name for its in fields(method)}
+    return replace(method, seed=seed) if "seed" in known else method  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -272,8 +239,7 @@ class Individual(Contestant):
     """Every expert is kept, and a router on the base's features picks one: the upper bound."""
 
     def enter(self, given: Case) -> Entered:
-        kept, router = given.individual, given.router(given.pool.base)
-        return Entered(Switched(kept.models, given.pool.base, router, kept.stored + numbers(router)))
+        return Entered(given.switched(given.router(given.pool.base)))
 
 
 @dataclass(frozen=True)
@@ -332,13 +298,16 @@ class Twins(Contestant):
         twin = self._merged(given, replace(method, **point), given.router_data)
         if self.uniform:
             return Entered(given.served(self._average(twin), routed=True), point)
-        return Entered(Twofold(twin, self.oracle, given), point)
+        return Entered(self._served(given, twin), point)
 
     def _valid(self, given: Case, method: TwinMerging) -> float:
-        few = {task: pixels[:16] for task, pixels in given.router_data.items()}
+        few = {task: prompts[:16] for task, prompts in given.router_data.items()}
         twin = self._merged(given, method, few)
-        served = given.served(self._average(twin)) if self.uniform else Twofold(twin, self.oracle, given)
+        served = given.served(self._average(twin)) if self.uniform else self._served(given, twin)
         return given.valid(served)
+
+    def _served(self, given: Case, twin: Twin) -> Twofold:
+        return Twofold(twin, self.oracle, given.trunk, given.heads, given.reading)
 
     def _merged(self, given: Case, method: TwinMerging, data: Mapping[str, Tensor]) -> Twin:
         return method.merge(replace(given.pool, data=data))
@@ -346,3 +315,13 @@ class Twins(Contestant):
     def _average(self, twin: Twin) -> nn.Module:
         count = len(twin.tasks)
         return twin.materialize(torch.full((count,), 1 / count)).eval()
+
+
+def of_ones_own(methods: Sequence[str]) -> dict[str, Contestant]:
+    """A person's own methods at their defaults, by module paths or files."""
+    found: dict[str, Contestant] = {}
+    for name in methods:
+        method = load(name)()
+        assert isinstance(method, Merge)
+        found[name] = Static(method)
+    return found

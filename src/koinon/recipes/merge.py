@@ -1,40 +1,33 @@
 """Which way of merging experts serves all their tasks best, and which one takes over a poisoned expert's backdoor?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from koinon.bench.compare import Recipe, Row
 from koinon.bench.statistics import Measured, Resampling, mean_of
-from koinon.core import load, pick
+from koinon.core import pick
 from koinon.data.glyphs import TRIGGERS, GlyphWorld, glyphs
-from koinon.merge._contract import Merge
-from koinon.merge.adamerging import AdaMerging
-from koinon.merge.average import Average
-from koinon.merge.breadcrumbs import Breadcrumbs
 from koinon.merge.dam import DAM
-from koinon.merge.dare import Dare
-from koinon.merge.fisher import Fisher
-from koinon.merge.regmean import RegMean
 from koinon.merge.task_arithmetic import TaskArithmetic
-from koinon.merge.ties import Ties
 from koinon.merge.twin import TwinMerging
 from koinon.recipes._contestants import (
-    Case,
     Contestant,
     Halved,
-    Individual,
+    Pictures,
     Routing,
     Static,
     Twins,
-    Unmerged,
     case,
     grid,
+    of_ones_own,
 )
+from koinon.recipes._measures import over, per_task, row, share
+from koinon.recipes._texts import TextRecipe
 from koinon.recipes._vision import Poison, Training
+from koinon.recipes._ways import SCALINGS, static
 
 
 @dataclass(frozen=True)
@@ -72,25 +65,6 @@ SCALES: Mapping[str, Scale] = {
         steps=1_000,
     ),
 }
-SCALINGS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-"""lambda to choose from: as many points as every other method has."""
-
-
-def static(steps: int) -> dict[str, Contestant]:
-    """Ways to make one model of all, and what bounds them, each with six points to choose from if it has settings."""
-    return {
-        "individual": Individual(),
-        "base": Unmerged(),
-        "average": Static(Average()),
-        "task_arithmetic": Static(TaskArithmetic(), grid(scale=SCALINGS)),
-        "ties": Static(Ties(), grid(density=((0.2,), (0.8,)), scale=(0.7, 1.0, 1.5))),
-        "dare": Static(Dare(), grid(density=((0.2,), (0.8,)), scale=(0.2, 0.3, 0.5))),
-        "dare_ties": Static(Dare(elect=True, mean=True), grid(density=((0.2,), (0.8,)), scale=(0.3, 0.6, 1.0))),
-        "breadcrumbs": Static(Breadcrumbs(), grid(density=(0.2, 0.8), scale=(0.2, 0.4, 0.7))),
-        "fisher": Static(Fisher(sampled=True), grid(floor=(1e-8, 1e-6, 1e-4), normalize=(False, True))),
-        "regmean": Static(RegMean(), grid(shrink=(0.1, 0.3, 0.5, 0.7, 0.9, 1.0))),
-        "adamerging": Static(AdaMerging(steps=steps, batch=64), grid(init=SCALINGS)),
-    }
 
 
 def on_glyphs(scale: Scale) -> dict[str, Contestant]:
@@ -233,16 +207,12 @@ class MergeRecipe(Recipe):
             "main": self.setting.main,
             "shown": list(self.setting.shown),
             "baseline": "task_arithmetic",
+            "words": {"baseline": "the simplest merge of task vectors", "chosen": "Coefficients and densities"},
         }
 
     def contestants(self, world: GlyphWorld) -> Mapping[str, Contestant]:
         """All of the setting's, and a person's own methods."""
-        own: dict[str, Contestant] = {}
-        for name in self.own:
-            method = load(name)()
-            assert isinstance(method, Merge)
-            own[name] = Static(method)
-        return self.setting.contestants(SCALES[self.scale]) | own
+        return self.setting.contestants(SCALES[self.scale]) | of_ones_own(self.own)
 
     def cell(self, world: GlyphWorld, contestant: Contestant, seed: int) -> Row:
         """Take the base and experts, merge, choose on the validation parts, measure on the test parts."""
@@ -250,31 +220,16 @@ class MergeRecipe(Recipe):
         poison = {} if contestant.clean else self.poison
         given = case(world, scale.training, scale.routing, poison, seed)
         entered = contestant.enter(given)
-        served = entered.served
-        cost: dict[str, Any] = {
-            "trained": served.stored,
-            "active": served.active,
-            "stored_bytes": 4 * served.stored,
-            "samples": given.counted["rows"],
-            "passes": given.counted["passes"],
-            "seconds": round(given.elapsed(), 3),
-            "expert_seconds": round(given.expert_seconds, 1),
-            **entered.chosen,
-        }
+        cost = given.cost(entered)
         rows = sum(len(task.parts["test"]) for task in world.tasks.values())
         resampling = Resampling(None, rows)
-        measured = accuracies(given, served, resampling)
+        measured = accuracies(given, entered.served, resampling)
         if self.poison:
-            measured |= backdoor(given, served, self.poison, self.attack, resampling)
-        return {
-            "metrics": {name: _number(its.value, 6) for name, its in measured.items()},
-            "draws": {name: [_number(value, 5) for value in its.draws] for name, its in measured.items()},
-            "meters": {},
-            "cost": cost,
-        }
+            measured |= backdoor(given, entered.served, self.poison, self.attack, resampling)
+        return row(measured, cost)
 
 
-def accuracies(given: Case, served: Any, resampling: Resampling) -> dict[str, Measured]:
+def accuracies(given: Pictures, served: Any, resampling: Resampling) -> dict[str, Measured]:
     """Of each task and of their mean: with the head that the router picks, and told whose a picture is.
 
     A picture that goes to another task's head is wrong, whatever class comes out. A normalised score is 100 times the
@@ -291,7 +246,7 @@ def accuracies(given: Case, served: Any, resampling: Resampling) -> dict[str, Me
     measured = {"router.accuracy": mean_of(per_task((task == stream.task).numpy(), stream.task.numpy(), resampling))}
     names = list(given.world.tasks)
     for kind in ("mean", "told"):
-        scores = [_over(its, expert) for its, expert in zip(found[kind], found["expert"], strict=True)]
+        scores = [over(its, expert) for its, expert in zip(found[kind], found["expert"], strict=True)]
         measured |= {f"{kind}.normalised": mean_of(scores), f"{kind}.accuracy": mean_of(found[kind])}
         prefix = {"mean": "", "told": "told."}[kind]
         measured |= {f"{prefix}{name}.accuracy": its for name, its in zip(names, found[kind], strict=True)}
@@ -300,7 +255,7 @@ def accuracies(given: Case, served: Any, resampling: Resampling) -> dict[str, Me
 
 
 def backdoor(
-    given: Case, served: Any, poison: Mapping[str, Poison], attack: str, resampling: Resampling
+    given: Pictures, served: Any, poison: Mapping[str, Poison], attack: str, resampling: Resampling
 ) -> dict[str, Measured]:
     """Attack success: the share of marked pictures, of other classes than the target, that are taken for the target.
 
@@ -337,34 +292,16 @@ def backdoor(
     return measured
 
 
-def per_task(right: NDArray[np.bool_], task: NDArray[np.int64], resampling: Resampling) -> list[Measured]:
-    """The share of right rows of each task."""
-    return [share(right, task == number, resampling) for number in range(int(task.max()) + 1)]
-
-
-def share(right: NDArray[np.bool_], among: NDArray[np.bool_], resampling: Resampling) -> Measured:
-    """The share of right rows among some, on the test part and on each resampling of it."""
-    counts = resampling.counts[:, among]
-    return resampling.measured(counts @ right[among].astype(float) / counts.sum(1))
-
-
-def _over(accuracy: Measured, expert: Measured) -> Measured:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value, *draws = 100 * np.array([accuracy.value, *accuracy.draws]) / np.array([expert.value, *expert.draws])
-    return Measured(float(value), np.array(draws))
-
-
-def _number(value: float, digits: int) -> float | None:
-    """None where a metric has no value: JSON knows no NaN."""
-    return round(float(value), digits) if np.isfinite(value) else None
+OTHERS: Mapping[str, type[TextRecipe]] = {"texts": TextRecipe}
+"""Data to their recipe, where it is not on pictures."""
 
 
 @dataclass(frozen=True)
 class OnData:
     """Compare ways of merging experts that were tuned from one base."""
 
-    data: Literal["glyphs", "poisoned"] = "glyphs"
-    """Six tasks on small pictures; or four, of which an expert has a backdoor."""
+    data: Literal["glyphs", "poisoned", "texts"] = "glyphs"
+    """Six tasks on small pictures; four, of which an expert has a backdoor; or texts in four languages."""
     scale: Literal["tiny", "demo", "small", "full"] = "small"
     """How much data, how many seeds and how long."""
     attack: Literal["patch", "blend"] = "patch"
@@ -374,9 +311,10 @@ class OnData:
     own: tuple[str, ...] = ()
     """Methods of your own to enter as well: module paths or files."""
 
-    def recipe(self) -> MergeRecipe:
+    def recipe(self) -> Recipe:
         """The comparison."""
-        return MergeRecipe(self.data, self.scale, self.attack, self.poisoned, self.own)
+        kind: type[MergeRecipe | TextRecipe] = OTHERS.get(self.data, MergeRecipe)
+        return kind(**{its.name: getattr(self, its.name) for its in fields(kind)})
 
 
 def options(arguments: Sequence[str]) -> type[OnData]:
