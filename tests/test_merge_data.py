@@ -420,7 +420,7 @@ def test_step_2_of_dam_makes_perturbed_predictions_worse(seed):
     search = Search(DAM(seed=seed, adv_rate=1e-3), pool)
     state = search.vectors.merged(search.lam, search.mask())
     for _ in range(5):
-        before = {task: float(search.harm(state, {task: x})) for task, x in pool.data.items()}
+        before = {task: search.harm(state, {task: x}).item() for task, x in pool.data.items()}
         search.attack(state, pool.data)
         assert all(float(search.harm(state, {task: x})) > before[task] for task, x in pool.data.items())
 
