@@ -532,6 +532,17 @@ def test_sentences_say_what_the_intervals_support(values, said, unsaid):
         assert words not in text
 
 
+def test_bounds_do_not_compete_and_a_recipe_has_words_of_its_own():
+    report = report_of({"shared_bottom": above(0), "home": above(0.1), "told": above(0.2)})
+    words = {"baseline": "the plainest", "chosen": "Widths"}
+    report = replace(report, settings=report.settings | {"bounds": ["told"], "words": words})
+    text = " ".join([*report.sentences, *report.notes])
+    assert text.startswith("home has the highest")
+    assert "Better than shared_bottom, the plainest, beyond doubt: home." in text
+    assert "do not: told." in text
+    assert "Widths are chosen on the validation part" in text
+
+
 def test_rows_of_different_versions_are_pointed_out():
     report = report_of({"shared_bottom": above(0)})
     assert not any("Careful" in note for note in report.notes)

@@ -95,23 +95,28 @@ class Report:
     @cached_property
     def sentences(self) -> list[str]:
         """What the table supports, and what it does not."""
-        main, baseline, best = self.settings["main"], self.settings["baseline"], self.labels[0]
+        main, baseline, bounds = self.settings["main"], self.settings["baseline"], self.settings.get("bounds", [])
+        labels = [label for label in self.labels if label not in bounds] or self.labels
+        best = labels[0]
         seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         said = [f"{best} has the highest {main}, {self.value(best, main).mean:.4f} over {seeds}."]
-        beaten = [other for other in self.labels[1:] if self.difference(best, other).sign > 0]
-        tied = [other for other in self.labels[1:] if other not in beaten]
+        beaten = [other for other in labels[1:] if self.difference(best, other).sign > 0]
+        tied = [other for other in labels[1:] if other not in beaten]
         if beaten:
             said.append(f"The table supports that it is better than {_listed(beaten)}: those intervals exclude zero.")
         if tied:
             said.append(f"It does not support that it is better than {_listed(tied)}: those intervals hold zero.")
         if baseline in self.labels:
             plain = self.words.get("baseline", "the simplest sharing")
-            gains = [label for label in self.labels if label != baseline and self.difference(label, baseline).sign > 0]
+            gains = [label for label in labels if label != baseline and self.difference(label, baseline).sign > 0]
             said.append(
                 f"Better than {baseline}, {plain}, beyond doubt: {_listed(gains)}."
                 if gains
                 else f"Nothing here is better than {baseline}, {plain}, beyond doubt."
             )
+        known = [label for label in self.labels if label in bounds]
+        if known:
+            said.append(f"Bounds, which know or keep what the others do not: {_listed(known)}.")
         if "trees" in self.labels:
             networks = [label for label in self.labels if label != "trees"]
             ahead = [label for label in networks if self.difference(label, "trees").sign > 0]

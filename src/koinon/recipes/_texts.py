@@ -264,6 +264,7 @@ class TextRecipe(Recipe):
             "main": "mean.normalised",
             "shown": ["told.normalised", "mean.bits_per_byte", "told.bits_per_byte", "router.accuracy"],
             "baseline": "task_arithmetic",
+            "bounds": ["individual", "twin_oracle", "twin_full_oracle"],
             "words": {"baseline": "the simplest merge of task vectors", "chosen": "Coefficients and densities"},
         }
 

@@ -207,6 +207,7 @@ class MergeRecipe(Recipe):
             "main": self.setting.main,
             "shown": list(self.setting.shown),
             "baseline": "task_arithmetic",
+            "bounds": ["individual", "twin_oracle", "twin_full_oracle"],
             "words": {"baseline": "the simplest merge of task vectors", "chosen": "Coefficients and densities"},
         }
 
