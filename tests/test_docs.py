@@ -331,6 +331,16 @@ def test_pages_name_only_variables_that_are_read():
             assert name in source, f"{page.name}: {name}"
 
 
+def test_the_gallery_of_merging_draws_its_figure(tmp_path, monkeypatch):
+    gallery = module_of(ROOT / "docs" / "examples" / "merge_gallery.py")
+    monkeypatch.setattr(gallery, "names", lambda capability: ["merge.average", "merge.ties"])
+    found = gallery.gallery(steps=30)
+    assert list(found)[-2:] == ["merge.average", "merge.ties"]
+    assert found["expert: right"]["right"] > found["base"]["right"] + 0.2
+    gallery.draw(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_example_table_is_the_same_each_time(tmp_path):
     for name in ("one.csv", "other.csv"):
         make_ratings(tmp_path / name, people=5)
