@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from koinon.data.glyphs import GlyphWorld, Images, poisoned
 from koinon.nn.params import stream, xavier
-from koinon.nn.train import Batches, evaluating, fit
-from koinon.recipes._experts import Experts, in_batches, kept
+from koinon.nn.train import Batches, fit
+from koinon.recipes._experts import Experts, kept
 
 KERNEL = 6
 """Side of the first convolution's patches, two pixels apart."""
@@ -159,9 +159,3 @@ def _tuning(
 def tensors(images: Images) -> tuple[Float[Tensor, "rows 16 16"], Tensor]:
     """Pixels and labels, as copies."""
     return torch.tensor(images.pixels), torch.tensor(images.labels)
-
-
-def classes_of(model: nn.Module, pixels: Float[Tensor, "rows 16 16"]) -> Tensor:
-    """The most likely class of each picture, [rows]."""
-    with evaluating(model):
-        return in_batches(lambda part: model(part).argmax(1), pixels)
