@@ -1,6 +1,6 @@
 """From what each row of a test part came to, to a row of results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,11 @@ def _number(value: float, digits: int) -> float | None:
     return round(float(value), digits) if np.isfinite(value) else None
 
 
-def row(measured: Mapping[str, Measured], cost: Mapping[str, Any]) -> Row:
-    """What a cell gives."""
+def row(measured: Mapping[str, Measured], cost: Mapping[str, Any], shown: Sequence[str]) -> Row:
+    """What a cell gives; resamplings are kept of the metrics that are shown, which keeps committed rows small."""
     return {
         "metrics": {name: _number(its.value, 6) for name, its in measured.items()},
-        "draws": {name: [_number(value, 5) for value in its.draws] for name, its in measured.items()},
+        "draws": {name: [_number(value, 5) for value in measured[name].draws] for name in shown if name in measured},
         "meters": {},
         "cost": dict(cost),
     }

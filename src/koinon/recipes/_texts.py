@@ -26,6 +26,10 @@ from koinon.recipes._measures import over, per_task, row
 from koinon.recipes._served import Reading, Served, numbers
 from koinon.recipes._ways import SCALINGS, static
 
+MAIN = "mean.normalised"
+SHOWN = ("told.normalised", "mean.bits_per_byte", "told.bits_per_byte", "router.accuracy")
+"""Metrics to rank by, and to show beside it."""
+
 
 @dataclass(frozen=True)
 class TextTraining:
@@ -261,8 +265,8 @@ class TextRecipe(Recipe):
             "sparse": [],
             "training": asdict(scale.training),
             "routing": asdict(scale.routing),
-            "main": "mean.normalised",
-            "shown": ["told.normalised", "mean.bits_per_byte", "told.bits_per_byte", "router.accuracy"],
+            "main": MAIN,
+            "shown": list(SHOWN),
             "baseline": "task_arithmetic",
             "bounds": ["individual", "twin_oracle", "twin_full_oracle"],
             "words": {"baseline": "the simplest merge of task vectors", "chosen": "Coefficients and densities"},
@@ -278,7 +282,7 @@ class TextRecipe(Recipe):
         given = Texts(world, text_experts(world, scale.training, seed), scale.training, scale.routing, seed)
         entered = contestant.enter(given)
         cost = given.cost(entered)
-        return row(bits_per_byte(given, entered.served), cost)
+        return row(bits_per_byte(given, entered.served), cost, [MAIN, *SHOWN])
 
 
 def bits_per_byte(given: Texts, served: Served) -> dict[str, Measured]:

@@ -227,7 +227,7 @@ class MergeRecipe(Recipe):
         measured = accuracies(given, entered.served, resampling)
         if self.poison:
             measured |= backdoor(given, entered.served, self.poison, self.attack, resampling)
-        return row(measured, cost)
+        return row(measured, cost, [self.setting.main, *self.setting.shown])
 
 
 def accuracies(given: Pictures, served: Any, resampling: Resampling) -> dict[str, Measured]:
