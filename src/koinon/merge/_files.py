@@ -48,16 +48,17 @@ def run(
     Raises:
         UserError: ``out`` is taken, the disk is full, or a number is NaN or infinite; nothing is left behind then.
     """
-    refuse_taken(out, [*plan.paths.values(), *([plan.base_path] if plan.base_path else [])])
+    refuse_taken(out, plan.inputs)
     out = out.resolve()
     config = _config(plan)
-    needs_base = any(method_for(name).needs_base for name in plan.merged)
+    methods = plan.methods(method_for)
+    needs_base = any(method.needs_base for method in methods.values())
     settings = {
         "format": FORMAT,
         "koinon": metadata.version("koinon"),
-        "methods": sorted({repr(method_for(name)) for name in plan.merged}),
+        "methods": sorted(methods),
         "by tensor": hashlib.sha256("\n".join(repr(method_for(n)) for n in plan.merged).encode()).hexdigest(),
-        "files": [_state(path) for path in (plan.base_path, *plan.paths.values()) if path is not None],
+        "files": [_state(path) for path in plan.inputs],
         "out": {name: [list(spec.shape), str(spec.dtype)] for name, spec in plan.out.items()},
         "merged": list(plan.merged),
         "rounding": "once" if rounding is None else str(rounding).removeprefix("torch."),
@@ -82,8 +83,8 @@ def run(
 
         try:
             measured = {
-                repr(method): measure_all(method, sources, plan.merged, workers)
-                for method in {repr(its): its for its in map(method_for, plan.merged)}.values()
+                word: measure_all(method, sources, plan.merged, workers)
+                for word, method in methods.items()
                 if method.measures_whole and left(plan.merged)
             }
             blend_all(method_for, sources, left(plan.merged), plan.out, tally.write, work.keep,

@@ -61,7 +61,7 @@ class How:
             raise UserError("--rounding every-step rounds to one type and the models hold several: give --dtype")
         facts = _facts(found, method_for, out, workers)
         if self.dry_run:
-            refuse_taken(out, [*found.paths.values(), *([found.base_path] if found.base_path else [])])
+            refuse_taken(out, found.inputs)
             return facts
         kind = kinds.pop() if self.rounding == "every-step" else None
         run(found, method_for, out, kind, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
@@ -69,16 +69,17 @@ class How:
 
 
 def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: int) -> dict[str, Any]:
-    methods = list({repr(its): its for its in map(method_for, found.merged)}.values())
+    methods = found.methods(method_for)
+    words, kinds = list(methods), list(methods.values())
     models = len(found.tuned) + 1
     facts = {
         "out": str(out),
-        "method": ", ".join(map(repr, methods[:3])) + (f" and {len(methods) - 3} more" if len(methods) > 3 else ""),
+        "method": ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else ""),
         "models": {name: str(path) for name, path in found.paths.items()},
         "base": str(found.base_path) if found.base_path else "none",
         "tensors": {"merged": len(found.merged), "copied": len(found.copied)},
-        "bytes": {"read": found.reads(methods[0].needs_base), "written": found.writes},
-        "passes over all files": 3 if any(its.measures_whole for its in methods) else 1,
+        "bytes": {"read": found.reads(kinds[0].needs_base), "written": found.writes},
+        "passes over all files": 3 if any(its.measures_whole for its in kinds) else 1,
         "memory": f"about {workers * models * 6 * CHUNK * 4 / 1e6:.0f} MB above what is mapped, for {workers} workers",
     }
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})

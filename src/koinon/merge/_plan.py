@@ -1,6 +1,6 @@
 """What a merge of models on disk will do, known before a number is read: which tensors, from where, of what kind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from koinon.core import UserError
 from koinon.data.checkpoints import Adapted, matching, open_weights
 from koinon.data.tensorfiles import Spec, Weights
+from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK
 
 
@@ -59,6 +60,15 @@ class Plan:
     def reference_path(self) -> Path:
         """Where it is."""
         return self.base_path or next(iter(self.paths.values()))
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every folder or file that is read: the base's, if there is one, then the experts'."""
+        return [*([self.base_path] if self.base_path is not None else []), *self.paths.values()]
+
+    def methods(self, method_for: Callable[[str], Blend]) -> dict[str, Blend]:
+        """The different methods of the tensors to merge, by their ``repr``."""
+        return {repr(method): method for method in map(method_for, self.merged)}
 
     def reads(self, needs_base: bool) -> int:
         """Bytes to read, once."""
