@@ -180,6 +180,8 @@ PICKLES = {
         pickled(state(1) | {"c": torch.ones(1, dtype=torch.complex64)}),
     ),
 }
+SHORT = torch.ones(4, 4).to(torch.float8_e4m3fn)
+EIGHT = {"layer__weight": SHORT, "layer__weight_scale_inv": torch.ones(1)}
 FITS = {
     "another shape": Wrong(
         merge(), ("'y'", "layer.weight is 5 x 4 against 4 x 4"), changed(layer__weight=torch.ones(5, 4))
@@ -201,6 +203,19 @@ FITS = {
     ),
     "another architecture, of one's own": Wrong(
         merge(base=None, method="average"), ("'y'", "layer.weight"), changed(layer__weight=torch.ones(5, 4))
+    ),
+    "in 8 bits with scales": Wrong(
+        merge(method="average", base=None),
+        ("x", "layer.weight_scale_inv is the scale of a quantized layer.weight", "bfloat16"),
+        both(*(changed(its, **EIGHT) for its in EXPERTS)),
+    ),
+    "only one of them in 8 bits": Wrong(
+        merge("--only", "layer.weight"), ("y", "layer.weight_scale_inv"), changed(**EIGHT)
+    ),
+    "scales of a layer": Wrong(
+        merge("--only", "*.scale"),
+        ("base", "layer.scale is the scale of a quantized layer.weight"),
+        both(*(changed(its, layer__weight=SHORT, layer__scale=torch.ones(1)) for its in ("base", *EXPERTS))),
     ),
     "quantized": Wrong(merge(), ("'y'", "ids", "quantized?"), changed(ids=torch.arange(3) + 1)),
     "integers for numbers": Wrong(
@@ -545,6 +560,13 @@ def test_what_is_not_finite_is_merged_if_asked_for(capsys, here):
     assert made.say(capsys, *merge("--allow-nonfinite", method="average")).code == 0
     found = numbers(here)["layer.bias"]
     assert found.isfinite().tolist() == [True, False, False, True]
+
+
+def test_scales_that_stay_as_they_are_are_copied(capsys, here):
+    for model in ("base", *EXPERTS):
+        changed(model, **EIGHT)(here)
+    assert made.say(capsys, *merge("--only", "embed.*")).code == 0
+    assert numbers(here)["layer.weight"].dtype == torch.float8_e4m3fn
 
 
 def test_large_numbers_are_no_infinity(capsys, here):

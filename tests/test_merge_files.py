@@ -687,5 +687,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     arguments = words(tmp_path, tmp_path / "out", "--workers", 2, experts=("x", "y"))
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr.splitlines()[-1]) < 65, f"{done.stderr} MB"
+    assert int(done.stderr.splitlines()[-1]) < 72, f"{done.stderr} MB"
     assert len(tensors(tmp_path / "out")["w"]) == len(base)

@@ -390,6 +390,25 @@ def test_dare_by_mass_keeps_the_mass():
     torch.testing.assert_close(found.abs().sum(), tuned["m"]["w"].abs().sum(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("rescale", ["density", "mass", "none"])
+def test_dare_drops_what_is_not_finite(rescale, kind):
+    """What is dropped is 0, whatever it was; what is kept stays what it was."""
+    values = random(0, kind, (4000,))
+    values[::2] = torch.tensor([torch.inf, -torch.inf, torch.nan, torch.inf]).to(kind).repeat(500)
+    sources = Sources(Loaded({"w": torch.zeros(4000, dtype=kind)}), {"m": Loaded({"w": values})}, allow_nonfinite=True)
+    method = Dare(density=(0.3,), scale=1.0, rescale=rescale)
+    chunk = sources.chunk("w", 0)
+    found = method.blend(chunk, method.measure(Part(sources, ["w"])))
+    kept = found != 0  # as is NaN
+    assert 1000 < int(kept.sum()) < 1400
+    factor = found[1::2][kept[1::2]] / values[1::2][kept[1::2]]
+    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=0.02, atol=0)
+    assert float(factor[0]) == pytest.approx(1.0 if rescale == "none" else 1 / 0.3, rel=0.1)
+    wanted = values[::2].to(found.dtype)[kept[::2]]
+    torch.testing.assert_close(found[::2][kept[::2]], wanted, rtol=0, atol=0, equal_nan=True)
+
+
 # SLERP's arcs.
 
 

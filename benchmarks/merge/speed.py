@@ -165,17 +165,21 @@ class Bench:
         shape = sized(self.chosen.parameters)
         paths = models(self.folder, shape, self.chosen.models)
         found: dict[str, list[Cost]] = {}
+        starts: dict[str, list[float]] = {}
         for _ in range(self.rounds):
             cold(paths)
             found.setdefault("read and write the same bytes", []).append(copy(paths, self.out, 2 * shape.parameters))
             for side in (self.ours, self.theirs, self.fast):
+                starts.setdefault(side.name, []).append(side.merge(self.recipe("linear", self.tiny), self.out).seconds)
                 cold(paths)
                 found.setdefault(side.name, []).append(side.merge(self.recipe("linear", paths), self.out))
-        table = self.table("linear, from a cold cache", "", "seconds", "with flush", "/ the same bytes")
+        table = self.table("linear, from a cold cache", "", "seconds", "with flush", "start-up", "net / the same bytes")
         least = median(its.seconds + its.flush for its in next(iter(found.values())))
         for name, costs in found.items():
             whole = median(its.seconds + its.flush for its in costs)
-            table.add_row(name, f"{middle(costs).seconds:.1f}", f"{whole:.1f}", f"{whole / least:.2f}")
+            start = median(starts.get(name, [0.0]))
+            net = f"{(whole - start) / least:.2f}"
+            table.add_row(name, f"{middle(costs).seconds:.1f}", f"{whole:.1f}", f"{start:.1f}", net)
         self.console.print(table)
 
     def scaling(self) -> None:

@@ -65,10 +65,6 @@ class Checkpoint:
         """See `Weights.read`."""
         return self._file_of[name].read(name, start, stop)
 
-    def expect(self, name: str) -> None:
-        """Tell the system that a tensor will be read soon."""
-        self._file_of[name].expect(name)
-
 
 class Adapted:
     """A base with a LoRA adapter applied as it is read, in float32: W + s B A; nothing is rounded or kept in between.

@@ -1,19 +1,20 @@
-"""Tensors in safetensors files: read in place, chunk by chunk, and written header first, in any order."""
+"""Tensors in safetensors files: read chunk by chunk, and written header first, in any order."""
 
+import contextlib
 import errno
 import json
 import math
-import mmap
 import os
 import reprlib
 import shutil
 import struct
-import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -40,6 +41,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 HEADER_LIMIT = 100_000_000
 """Bytes; the reference reader's limit too."""
+AHEAD = 16 << 20
+"""Bytes of a file that the disk reads ahead of what is asked for."""
+BEHIND = 4 << 20
+"""Bytes after which what was written starts on its way to the disk."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Weights(Protocol):
 
 
 class TensorFile:
-    """One safetensors file, mapped into memory: what is read costs no memory that the system cannot take back.
+    """One safetensors file, of which only what is asked for is read.
 
     Args:
         path: the file.
@@ -89,15 +94,17 @@ class TensorFile:
             raise UserError(f"{path}: cannot be read (no such file)")
         try:
             with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
+                self._handle = os.dup(file.fileno())
+                weakref.finalize(self, os.close, self._handle)
+                size = os.fstat(self._handle).st_size
                 header, start = _read_header(file, size)
-                self._map = _mapped(file.fileno())
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None
         self.specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
+        self._ahead = 0
         try:
             self.metadata = _words(header.pop("__metadata__", None))
             for name, (spec, offset) in _layout(header, size - start).items():
@@ -110,16 +117,30 @@ class TensorFile:
         spec = self.specs[name]
         if start >= stop:
             return torch.empty(0, dtype=spec.dtype)
-        offset = self._starts[name] + start * spec.dtype.itemsize
-        return torch.frombuffer(self._map, dtype=spec.dtype, count=stop - start, offset=offset)
+        place = self._starts[name] + start * spec.dtype.itemsize
+        # Not mapped: a page that is not in memory yet would cost a fault of its own, and a file cut meanwhile a crash.
+        found = np.empty((stop - start) * spec.dtype.itemsize, np.uint8)
+        self._expect(place, len(found))
+        data = found.data
+        try:
+            while data:
+                got = os.preadv(self._handle, [data], place)
+                if not got:
+                    raise UserError(f"{self.path}: cannot be read (it has become shorter)")
+                data, place = data[got:], place + got
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
+        return torch.from_numpy(found).view(spec.dtype)
 
-    def expect(self, name: str) -> None:
-        """Tell the system that a tensor will be read soon."""
-        start = self._starts[name]
-        page = start - start % mmap.PAGESIZE
-        size = start + self.specs[name].size - page
-        if size and hasattr(mmap, "MADV_WILLNEED"):
-            self._map.madvise(mmap.MADV_WILLNEED, page, size)
+    def _expect(self, place: int, size: int) -> None:
+        """Have the disk go on reading: what follows is asked for next."""
+        end = place + size + AHEAD
+        # Workers read side by side: one that is behind another finds its part read already.
+        start = min(self._ahead, end) if place <= self._ahead <= end + AHEAD else place
+        if end - start >= AHEAD // 2 and hasattr(os, "posix_fadvise"):
+            self._ahead = end
+            with contextlib.suppress(OSError):  # a hint
+                os.posix_fadvise(self._handle, start, end - start, os.POSIX_FADV_WILLNEED)
 
 
 def _read_header(file: Any, size: int) -> tuple[dict[str, Any], int]:
@@ -160,35 +181,26 @@ def _words(found: Any) -> Mapping[str, str]:
     return found
 
 
-def _mapped(file: int) -> mmap.mmap:
-    """A file as memory, which torch wants to be writable: privately, so that a write would not reach the file."""
-    if not sys.platform.startswith("linux"):
-        return mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
-    # Without a claim on memory for writes that never come, or a file larger than memory could not be mapped.
-    unclaimed = getattr(mmap, "MAP_NORESERVE", 0x4000)  # has a name from Python 3.13 on
-    return mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE | unclaimed, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 def _layout(header: Mapping[str, Any], room: int) -> dict[str, tuple[Spec, int]]:
     """Each tensor's kind and offset; they lie side by side and fill the file, or ValueError."""
     found = {}
     for name, entry in header.items():
-        said = reprlib.repr(name)
         name.encode("utf-8")  # half a character, written as an escape, can be read but not be written again
         kind = entry.get("dtype") if isinstance(entry, dict) else None
         if not (isinstance(entry, dict) and isinstance(kind, str) and kind in DTYPES):
-            raise ValueError(f"tensor {said} is of the unknown kind {reprlib.repr(kind)}")
+            raise ValueError(f"tensor {reprlib.repr(name)} is of the unknown kind {reprlib.repr(kind)}")
         shape, offsets = entry.get("shape", ()), entry.get("data_offsets", ())
         for what in (shape, offsets):
             if not (isinstance(what, list) and all(type(n) is int and 0 <= n < 2**63 for n in what)):
-                raise ValueError(f"tensor {said} has no valid shape or place")
+                raise ValueError(f"tensor {reprlib.repr(name)} has no valid shape or place")
         if len(offsets) != 2 or len(shape) > 64:
-            raise ValueError(f"tensor {said} has no valid shape or place")
+            raise ValueError(f"tensor {reprlib.repr(name)} has no valid shape or place")
         spec = Spec(tuple(shape), DTYPES[kind])
-        if spec.size >= 2**63:
-            raise ValueError(f"tensor {said} has a shape that fits into no file")
-        if offsets[1] - offsets[0] != spec.size:
-            raise ValueError(f"tensor {said} has {offsets[1] - offsets[0]:,} bytes, its shape asks for {spec.size:,}")
+        size, room_taken = spec.size, offsets[1] - offsets[0]
+        if size >= 2**63:
+            raise ValueError(f"tensor {reprlib.repr(name)} has a shape that fits into no file")
+        if room_taken != size:
+            raise ValueError(f"tensor {reprlib.repr(name)} has {room_taken:,} bytes, its shape asks for {size:,}")
         found[name] = (spec, offsets[0])
     end = 0
     for name, (spec, offset) in sorted(found.items(), key=lambda item: (item[1][1], item[1][0].size)):
@@ -253,13 +265,16 @@ class TensorWriter:
         """Put a stretch of a tensor, laid out flat, in its place; from any thread."""
         handle, place = self._places[name]
         data = values.contiguous().view(torch.uint8).numpy().data
-        at = place + start * self.specs[name].dtype.itemsize
+        first = at = place + start * self.specs[name].dtype.itemsize
         try:
             while data:
                 written = os.pwrite(handle, data, at)
                 data, at = data[written:], at + written
         except OSError as error:
             raise _unwritable(self.folder, error) from None
+        end = at // BEHIND * BEHIND
+        if end > first:
+            _send(handle, end - 2 * BEHIND, end)
 
     def sync(self) -> None:
         """Have everything written so far on the disk."""
@@ -329,6 +344,13 @@ def _reserve(handle: int, size: int) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
                 raise
     return os.ftruncate(handle, size)
+
+
+def _send(handle: int, start: int, end: int) -> None:
+    """Have the disk start to write a stretch of a file, so that the end need not wait for all of it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a hint: on Linux, to forget what is not on the disk yet starts to write it
+            os.posix_fadvise(handle, max(0, start), end - max(0, start), os.POSIX_FADV_DONTNEED)
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -33,6 +33,8 @@ CHUNK = 1 << 18
 """Elements blended at a time: a few chunks of float32 fit into a core's cache."""
 RUN = 8
 """Chunks a worker takes at once."""
+SMALL = 1 << 14
+"""Elements of a tensor that is merged sooner than it is handed to a worker."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,6 @@ def blend_all(
     done: Callable[[str, Mapping[str | None, str]], None] = lambda name, digests: None,
     workers: int = 1,
     digest: bool = False,
-    expect: Callable[[str], None] = lambda name: None,
     measured: Mapping[str, Any] | None = None,
 ) -> None:
     """Merge the tensors one after the other.
@@ -161,19 +162,19 @@ def blend_all(
         done: told when a tensor is whole, with each model's digest of it.
         workers: threads.
         digest: compute SHA-256 of what is read.
-        expect: told which tensor is read soon.
         measured: what `measure_all` found, for a method that measures the whole model.
     """
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:
         jobs = _Jobs(pool, limit=4 * workers)
         try:
-            for place, name in enumerate(names):
-                for soon in names[place + 1 : place + 3]:
-                    expect(soon)
+            for name in names:
                 method, spec = method_for(name), out[name]
                 task = _Tensor(method, sources, name, spec, write, done, digest)
                 if task.chunks <= 1:
-                    jobs.add(task.small, measured)
+                    if spec.count <= SMALL:
+                        task.small(measured)
+                    else:
+                        jobs.add(task.small, measured)
                     continue
                 if measured is not None and method.measures_whole:
                     found = measured[repr(method)]

@@ -1,6 +1,7 @@
 """Merging models on disk: streamed tensor by tensor into a folder that appears whole or not at all."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from koinon.core import UserError
-from koinon.data.checkpoints import Adapted, Checkpoint, read_json
+from koinon.data.checkpoints import Adapted, read_json
 from koinon.data.tensorfiles import TensorWriter, Weights
 from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK, Sources, blend_all, measure_all
@@ -49,6 +50,7 @@ def run(
         UserError: ``out`` is taken, the disk is full, or a number is NaN or infinite; nothing is left behind then.
     """
     refuse_taken(out, plan.inputs)
+    _keep_freed()
     out = out.resolve()
     config = _config(plan)
     methods = plan.methods(method_for)
@@ -73,11 +75,6 @@ def run(
         work.ready()
         tally = _Tally(writer, plan.writes, sum(plan.out[name].size for name in work.done), told)
 
-        def expect(name: str) -> None:
-            for its in (sources.base, *plan.tuned.values()):
-                if isinstance(its, Checkpoint):
-                    its.expect(name)
-
         def left(names: Sequence[str]) -> list[str]:
             return [name for name in names if name not in work.done]
 
@@ -88,7 +85,7 @@ def run(
                 if method.measures_whole and left(plan.merged)
             }
             blend_all(method_for, sources, left(plan.merged), plan.out, tally.write, work.keep,
-                      workers, digest=True, expect=expect, measured=measured)  # fmt: skip
+                      workers, digest=True, measured=measured)  # fmt: skip
             blend_all(lambda name: Average(), rest, left(plan.copied), plan.out, tally.write, work.keep, workers, True)
             writer.finish()
         finally:
@@ -100,6 +97,15 @@ def run(
         (work.folder / "koinon.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         work.finish()
     return manifest
+
+
+def _keep_freed() -> None:
+    """Have memory that a chunk frees be there for the next one; given back, it would be cleared page by page anew."""
+    trim, mapped = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc's malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(trim, 8 << 20)
+        library.mallopt(mapped, 3 << 19)
 
 
 class _Tally:

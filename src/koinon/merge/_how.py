@@ -72,6 +72,8 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
     methods = found.methods(method_for)
     words, kinds = list(methods), list(methods.values())
     models = len(found.tuned) + 1
+    # As measured with TIES on 3 to 9 models, which takes the most; benchmarks/merge/README.md.
+    room = workers * (6 * models + 24) * CHUNK * 4
     facts = {
         "out": str(out),
         "method": ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else ""),
@@ -80,6 +82,6 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
         "tensors": {"merged": len(found.merged), "copied": len(found.copied)},
         "bytes": {"read": found.reads(kinds[0].needs_base), "written": found.writes},
         "passes over all files": 3 if any(its.measures_whole for its in kinds) else 1,
-        "memory": f"about {workers * models * 6 * CHUNK * 4 / 1e6:.0f} MB above what is mapped, for {workers} workers",
+        "memory": f"at most about {room / 1e6:.0f} MB beside Python and torch, for {workers} workers",
     }
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})

@@ -14,6 +14,9 @@ from koinon.data.tensorfiles import Spec, Weights
 from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK
 
+SCALES = ("_scale", "_scale_inv", ".scale", ".scale_inv")
+"""How the name of a tensor ends that others' numbers are to be multiplied with."""
+
 
 class Fitted:
     """A model's tensors under the names and shapes of the reference; what it lacks is read elsewhere.
@@ -114,6 +117,8 @@ def plan(
     if not merged:
         raise UserError(f"{base or experts[0]}: holds no floating-point tensors to merge")
     chosen = set(merged)
+    for path, weights in ((base or experts[0], reference), *((paths[name], its) for name, its in opened.items())):
+        _refuse_scaled(path, weights, chosen)
     looked_at = chosen if only else None
     tuned = {name: _fitted(name, its, reference, looked_at, missing, notes) for name, its in opened.items()}
     copied = tuple(name for name in reference.specs if name not in chosen)
@@ -179,6 +184,22 @@ def _fitted(
             raise UserError(f"model {model!r}: {name} holds {known[name].dtype}, other ones than the base: quantized?")
         notes.append(f"model {model!r} has another {name}: the reference's is kept")  # such as a count of batches
     return Fitted(weights, elsewhere) if elsewhere else weights
+
+
+def _refuse_scaled(path: Path, weights: Weights, chosen: set[str]) -> None:
+    """Raise UserError for numbers of 8 bits or fewer with a scale in another tensor: neither can be merged alone."""
+    for name, spec in weights.specs.items():
+        ending = next((its for its in SCALES if name.endswith(its)), "")
+        if not ending or not spec.dtype.is_floating_point:
+            continue
+        stem = name.removesuffix(ending)
+        for held in (stem, f"{stem}.weight", f"{stem}_packed"):
+            its = weights.specs.get(held)
+            short = its is not None and (its.dtype.itemsize == 1 or not its.dtype.is_floating_point)
+            if short and not chosen.isdisjoint((name, held)):
+                raise UserError(
+                    f"{path}: {name} is the scale of a quantized {held}; give the model in bfloat16 instead"
+                )
 
 
 def _more(names: Sequence[str]) -> str:

@@ -3,12 +3,14 @@
 Departures: a drop probability is a multiple of 1/65536, and the rescaling is by the one that was used.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from koinon.core import Paper
@@ -18,6 +20,8 @@ from koinon.merge._vectors import added, consensus, each, share
 
 STEPS = 1 << 16
 """A random number is one of so many: four come from one draw of 64 bits."""
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes to the type of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,21 @@ class Dare(Blend):
         density = each(self.density, list(chunk.tuned), "density")
         for model, delta, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
             bits = chunk.random(self.seed, model).bit_generator.random_raw(-(-len(delta) // 4)).view(np.uint16)
-            kept = (bits[: len(delta)] < round(its * STEPS)).view(np.uint8)
-            yield delta * torch.from_numpy(kept).to(delta.dtype) if its < 1 else delta
+            yield _masked(delta, bits[: len(delta)] < round(its * STEPS)) if its < 1 else delta
 
     def _mass(self, chunk: Chunk) -> list[float]:
         pairs = zip(chunk.deltas, self._dropped(chunk), strict=True)
-        return [float(its.abs().sum(dtype=torch.float64)) for pair in pairs for its in pair]
+        return [_total(its) for pair in pairs for its in pair]
+
+
+def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> Float[Tensor, " n"]:
+    """The vector with 0 for what is not kept, also where it is not finite: all bits but the sign are cleared."""
+    word = WORDS[vector.element_size()]
+    mask = torch.from_numpy(kept.view(np.int8)).to(word).neg_().bitwise_or_(torch.iinfo(word).min)
+    return mask.bitwise_and_(vector.view(word)).view(vector.dtype)
+
+
+def _total(vector: Float[Tensor, " n"]) -> float:
+    """Sum of the finite magnitudes."""
+    total = float(vector.abs().sum(dtype=torch.float64))
+    return total if math.isfinite(total) else float(vector[vector.isfinite()].abs().sum(dtype=torch.float64))
