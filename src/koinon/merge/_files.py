@@ -129,7 +129,7 @@ class _Unfinished:
     def __init__(self, out: Path, settings: Mapping[str, Any]):
         self.out = out
         self.folder = out.parent / f".{out.name}.merging"
-        self.settings = json.dumps(settings)
+        self.settings = json.dumps({**settings, "system": _started()})
         self.done: dict[str, Mapping[str, str]] = {}
         self.lock = threading.Lock()
 
@@ -181,6 +181,13 @@ class _Unfinished:
         os.close(self.held)
         if isinstance(error, OSError):
             raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from None
+
+
+def _started() -> str:
+    """Another after each start of the system: what the journal calls whole may not have outlived a power cut."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""  # another system
 
 
 def _lock(folder: int, out: Path) -> None:
