@@ -618,7 +618,9 @@ def stop_early(monkeypatch, capsys, arguments, after: int = 3) -> None:
         assert made.say(capsys, *arguments).code == 130
 
 
-@pytest.mark.parametrize("change", ["nothing", "a setting", "an input", "another model", "the order", "damage", "a power cut"])
+@pytest.mark.parametrize(
+    "change", ["nothing", "a setting", "an input", "another model", "the order", "damage", "a power cut"]
+)
 def test_a_merge_goes_on_only_if_it_is_the_same(capsys, models, tmp_path, monkeypatch, counted, change):
     kept(tmp_path)
     changed = {key: its * 2 if its.is_floating_point() else its for key, its in pool().tuned["x"].state_dict().items()}

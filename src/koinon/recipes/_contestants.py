@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from koinon.core import load
-from koinon.data.glyphs import GlyphWorld
+from koinon.data.glyphs import TRIGGERS, GlyphWorld
+from koinon.merge._coefficients import batches, predictor, tuned
 from koinon.merge._contract import Merge, Pool
-from koinon.merge._live import features, is_own, quietly
+from koinon.merge._live import features, is_own, quietly, with_weights
+from koinon.merge.dam import DAM, Search
 from koinon.merge.task_arithmetic import TaskArithmetic
 from koinon.merge.twin import Twin, TwinMerging
 from koinon.nn.router import Router, trained_router
+from koinon.recipes._defences import Defence
 from koinon.recipes._experts import Experts
 from koinon.recipes._served import CLASSES, Reading, Served, Switched, Twofold, by_task, numbers
-from koinon.recipes._vision import OWN, Poison, Training, experts, tensors
+from koinon.recipes._vision import OWN, Poison, Training, experts, joint, tensors
 
 Point = Mapping[str, Any]
 """Settings to try."""
@@ -120,7 +123,7 @@ class Case(ABC):
             "samples": self.counted["rows"],
             "passes": self.counted["passes"],
             "seconds": round(time.perf_counter() - self._start, 3),
-            "expert_seconds": round(self.expert_seconds, 1),
+            "expert_seconds": round(self.expert_seconds if entered.seconds is None else entered.seconds, 1),
             **entered.chosen,
         }
 
@@ -166,6 +169,11 @@ class Pictures(Case):
         labels = np.concatenate([its.labels for its in images])
         order = np.random.default_rng(0).permutation(len(pixels))
         return Stream(*(torch.tensor(its[order]) for its in (pixels, task, labels)))
+
+    def labelled(self, part: str, rows: int) -> dict[str, dict[str, Tensor]]:
+        """Of each task so many pictures, or all it has, with their classes."""
+        parts = {name: tensors(task.parts[part]) for name, task in self.world.tasks.items()}
+        return {name: {"rows": its[0][:rows], "classes": its[1][:rows]} for name, its in parts.items()}
 
     def told(self, served: Served, stream: Stream) -> Int64[Tensor, " rows"]:
         """Classes, each picture's task known."""
@@ -220,6 +228,8 @@ class Entered:
     served: Served
     chosen: Point = field(default_factory=dict)
     """The settings chosen on the validation parts."""
+    seconds: float | None = None
+    """What training took of something that stands in the place of the experts."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +242,10 @@ class Contestant(ABC):
     @abstractmethod
     def enter(self, given: Case) -> Entered:
         """Merge, choose and route."""
+
+    def attack(self, usual: Mapping[str, Poison]) -> Mapping[str, Poison]:
+        """Task to what is hidden in its expert; the usual attack of the comparison."""
+        return usual
 
 
 @dataclass(frozen=True)
@@ -275,6 +289,81 @@ class Halved(Contestant):
         weights = tuple(0.5 if self.everyone or task in given.poisoned else 1.0 for task in given.pool.tuned)
         merged = TaskArithmetic(scale, weights).merge(given.pool).eval()
         return Entered(given.served(merged, routed=True), {"scale": scale})
+
+
+@dataclass(frozen=True)
+class Defended(Contestant):
+    """Task arithmetic at its best scale, and then a defence that was made for one model.
+
+    As in its paper it learns from clean rows and their classes: those of the validation parts. No way of merging here
+    has any to learn from, so that a comparison favours the defence.
+    """
+
+    defence: Defence
+    scalings: tuple[float, ...]
+    rows: int = 500
+    """Of each task, at most."""
+
+    def enter(self, given: Case) -> Entered:
+        assert isinstance(given, Pictures)
+        merged, point = given.best(TaskArithmetic(), grid(scale=self.scalings))
+        state = {name: its.detach() for name, its in merged.named_parameters() if not is_own(given.pool, name)}
+        clean = given.labelled("valid", self.rows)
+        better = self.defence.defend(predictor(given.pool), state, clean, given.seed)
+        return Entered(given.served(with_weights(merged, better), routed=True), point)
+
+
+@dataclass(frozen=True)
+class Told(Contestant):
+    """DAM with the true trigger as its perturbation, which no defender knows: what its mask can come to at best.
+
+    A trigger that replaces what it covers is met exactly, as perturbed inputs are clipped.
+    """
+
+    method: DAM
+    trigger: str = "patch"
+
+    def enter(self, given: Case) -> Entered:
+        method = replace(self.method, adv_rate=0.0, seed=given.seed)
+        search = Search(method, given.pool)
+        for its in search.noise.values():
+            its.data = torch.tensor(TRIGGERS[self.trigger](its.detach().numpy()[None])[0])
+        for _ in range(method.steps):
+            search.round()
+        mask, lam = search.final_mask(), search.restarted().detach().requires_grad_()
+        drawn = batches(search.data, method.batch, method.seed, "coefficients")
+        lam = tuned(search.vectors, search.predict, lam, drawn, method.tuning_steps, method.tuning_rate, mask)
+        merged = with_weights(given.pool.base, search.vectors.merged(lam, mask))
+        return Entered(given.served(merged.eval(), routed=True))
+
+
+@dataclass(frozen=True)
+class Joint(Contestant):
+    """One network of the experts' size, trained from the base on all tasks' clean data: the bound for one model."""
+
+    training: Training
+
+    def enter(self, given: Case) -> Entered:
+        assert isinstance(given, Pictures)
+        models, seconds = joint(given.world, self.training, given.pool.base, given.seed)
+        router = given.router(models[0])
+        stored = given.trunk + given.heads + numbers(router)
+        return Entered(Switched(models, models[0], router, stored, given.reading), seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Attacked(Contestant):
+    """Another contestant, where another attack than the usual one is hidden in the experts."""
+
+    who: Contestant
+    trigger: str = "patch"
+    tasks: tuple[str, ...] = ("digits",)
+
+    def attack(self, usual: Mapping[str, Poison]) -> Mapping[str, Poison]:
+        return {task: Poison(self.trigger) for task in self.tasks}
+
+    def enter(self, given: Case) -> Entered:
+        return self.who.enter(given)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,9 +118,7 @@ def experts(world: GlyphWorld, training: Training, poison: Mapping[str, Poison],
         poison: task to what is hidden in its expert; the others are clean.
         seed: of the base's weights and of the order of the batches.
     """
-    described = asdict(training)
-    shared = {key: described.pop(key) for key in ("widths", "blocks", "batch", "base_epochs", "base_rates")}
-    shared |= {"torch": torch.__version__, "seed": seed, "letters": world.letters.fingerprint}
+    shared, described = _described(world, training, seed)
     classes = int(world.letters.labels.max()) + 1
     base = PatchNet(classes, training.widths, training.blocks, seed)
     seconds = kept(
@@ -137,6 +136,52 @@ def experts(world: GlyphWorld, training: Training, poison: Mapping[str, Poison],
         seconds += kept(model, settings, tune)
         tuned[name] = model
     return Experts(base, tuned, seconds)
+
+
+def joint(world: GlyphWorld, training: Training, base: nn.Module, seed: int) -> tuple[list[PatchNet], float]:
+    """A network for each task, all of one trunk that learned every task at once, and the seconds it took.
+
+    The trunk starts as the base. Each batch is of all tasks' clean pictures; passes, rates and batch size are those
+    of an expert.
+    """
+    shared, described = _described(world, training, seed)
+    trunk = PatchNet(1, training.widths, training.blocks, seed)
+    own = {name: its for name, its in trunk.state_dict().items() if name.startswith("head.")}
+    trunk.load_state_dict(base.state_dict() | own)
+    tasks = world.tasks.values()
+    heads = [PatchNet(task.classes, training.widths, 0, seed).head for task in tasks]
+    parts = [task.parts["train"] for task in tasks]
+    held = nn.ModuleDict({"trunk": trunk, "heads": nn.ModuleList(heads)})
+    settings = shared | described | {"joint": list(world.tasks), "images": [its.fingerprint for its in parts]}
+
+    def loss(network: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+        pixels, labels = batch
+        seen, whose = trunk.features(pixels), [labels["task"] == place for place in range(len(heads))]
+        losses = [
+            F.cross_entropy(head(seen[its]), labels["class"][its], reduction="sum")
+            for head, its in zip(heads, whose, strict=True)
+        ]
+        return torch.stack(losses).sum() / len(pixels)
+
+    def tune() -> None:
+        pixels, labels = (torch.cat(its) for its in zip(*map(tensors, parts), strict=True))
+        task = torch.repeat_interleave(torch.tensor([len(its) for its in parts]))
+        batches = Batches(pixels, {"class": labels, "task": task}, training.batch, seed)
+        for count, rate in zip(training.expert_epochs, training.expert_rates, strict=True):
+            fit(held, batches, loss, epochs=count, lr=rate)
+
+    seconds = kept(held, settings, tune)
+    models = [copy.deepcopy(trunk).eval() for _ in heads]
+    for model, head in zip(models, heads, strict=True):
+        model.head = head
+    return models, seconds
+
+
+def _described(world: GlyphWorld, training: Training, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What tells one base from another, and what tells one expert from another beside that."""
+    described = asdict(training)
+    shared = {key: described.pop(key) for key in ("widths", "blocks", "batch", "base_epochs", "base_rates")}
+    return shared | {"torch": torch.__version__, "seed": seed, "letters": world.letters.fingerprint}, described
 
 
 def _tuning(

@@ -14,16 +14,21 @@ from koinon.merge.dam import DAM
 from koinon.merge.task_arithmetic import TaskArithmetic
 from koinon.merge.twin import TwinMerging
 from koinon.recipes._contestants import (
+    Attacked,
     Contestant,
+    Defended,
     Halved,
+    Joint,
     Pictures,
     Routing,
     Static,
+    Told,
     Twins,
     case,
     grid,
     of_ones_own,
 )
+from koinon.recipes._defences import Defence, Masking, Unlearning
 from koinon.recipes._measures import over, per_task, row, share
 from koinon.recipes._texts import TextRecipe
 from koinon.recipes._vision import Poison, Training
@@ -86,7 +91,12 @@ def on_glyphs(scale: Scale) -> dict[str, Contestant]:
 
 
 def on_poisoned(scale: Scale) -> dict[str, Contestant]:
-    """Static ways, DAM and its ablations, and the controls that only shrink task vectors.
+    """Static ways, DAM and its ablations, controls that only shrink task vectors, and defences after merging.
+
+    Defences are given labels, see `Defended`; ``fine_tuned`` has the same rows and labels and no adversary, which tells
+    what labels alone do. In ``two`` the expert for capitals is poisoned as well; ``blend`` tells whether a trigger of
+    noise outlives merging at all. ``dam_told_trigger`` has the rate of the fast masks: beside
+    ``concrete_adamerging_fast`` it tells what the mask's objective does with the perturbation that matters.
 
     A mask takes as long to learn as all other ways together, so that DAM and the Concrete methods are not tuned: they
     keep their papers' coefficients. ``task_arithmetic_0.3`` is where they start from. In so few steps the paper's rates
@@ -94,11 +104,16 @@ def on_poisoned(scale: Scale) -> dict[str, Contestant]:
     """
     arithmetic = Static(TaskArithmetic(), grid(scale=SCALINGS))
 
+    method = DAM(steps=scale.steps, tuning_steps=scale.steps, batch=64)
+
     def dam(clean: bool = False, **fields: Any) -> Static:
-        method = DAM(steps=scale.steps, tuning_steps=scale.steps, batch=64)
         return Static(replace(method, **fields), clean=clean)
 
+    def defended(defence: Defence) -> Defended:
+        return Defended(defence, SCALINGS)
+
     ways = static(scale.steps)
+    learned = {"task_arithmetic": arithmetic, "concrete_adamerging": dam(adv_weight=0.0), "dam": dam()}
     return {name: ways[name] for name in ("individual", "base", "average", "task_arithmetic", "ties", "adamerging")} | {
         "task_arithmetic_0.3": Static(TaskArithmetic(0.3)),
         "task_arithmetic_half": Halved(everyone=True, scalings=SCALINGS),
@@ -111,9 +126,16 @@ def on_poisoned(scale: Scale) -> dict[str, Contestant]:
         "dam_weight_1": dam(adv_weight=1.0),
         "concrete_adamerging_fast": dam(adv_weight=0.0, rate=1e-2),
         "dam_fast": dam(rate=1e-2, adv_rate=1e-2),
+        "dam_told_trigger": Told(replace(method, rate=1e-2, adv_weight=1.0)),
         "task_arithmetic_clean": replace(arithmetic, clean=True),
         "concrete_adamerging_clean": dam(clean=True, adv_weight=0.0),
         "dam_clean": dam(clean=True),
+        "awm": defended(Masking(rounds=min(20, scale.steps))),
+        "sau": defended(Unlearning(-(-scale.steps // 3))),
+        "fine_tuned": defended(Unlearning(-(-scale.steps // 3), unlearn=0.0)),
+        "multitask": Joint(scale.training),
+        **{f"{name}_two": Attacked(its, "patch", ("digits", "capitals")) for name, its in learned.items()},
+        "task_arithmetic_blend": Attacked(arithmetic, "blend"),
     }
 
 
@@ -127,6 +149,8 @@ class Setting:
     poison: bool
     main: str
     shown: tuple[str, ...]
+    bounds: tuple[str, ...]
+    """Contestants that know or keep what the others do not."""
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -136,6 +160,7 @@ SETTINGS: Mapping[str, Setting] = {
         False,
         "mean.normalised",
         ("told.normalised", "mean.accuracy", "told.accuracy", "router.accuracy"),
+        ("individual", "twin_oracle", "twin_full_oracle"),
     ),
     "poisoned": Setting(
         ("digits", "capitals", "rotation", "inverted"),
@@ -143,6 +168,7 @@ SETTINGS: Mapping[str, Setting] = {
         True,
         "told.accuracy",
         ("asr.mean", "asr.succession", "asr.transfer", "unmarked.succession", "mean.accuracy"),
+        ("individual", "multitask", "awm", "sau", "fine_tuned"),
     ),
 }
 
@@ -207,7 +233,7 @@ class MergeRecipe(Recipe):
             "main": self.setting.main,
             "shown": list(self.setting.shown),
             "baseline": "task_arithmetic",
-            "bounds": ["individual", "twin_oracle", "twin_full_oracle"],
+            "bounds": list(self.setting.bounds),
             "words": {"baseline": "the simplest merge of task vectors", "chosen": "Coefficients and densities"},
         }
 
@@ -218,15 +244,15 @@ class MergeRecipe(Recipe):
     def cell(self, world: GlyphWorld, contestant: Contestant, seed: int) -> Row:
         """Take the base and experts, merge, choose on the validation parts, measure on the test parts."""
         scale = SCALES[self.scale]
-        poison = {} if contestant.clean else self.poison
-        given = case(world, scale.training, scale.routing, poison, seed)
+        attack = contestant.attack(self.poison)
+        given = case(world, scale.training, scale.routing, {} if contestant.clean else attack, seed)
         entered = contestant.enter(given)
         cost = given.cost(entered)
         rows = sum(len(task.parts["test"]) for task in world.tasks.values())
         resampling = Resampling(None, rows)
         measured = accuracies(given, entered.served, resampling)
-        if self.poison:
-            measured |= backdoor(given, entered.served, self.poison, self.attack, resampling)
+        if attack:
+            measured |= backdoor(given, entered.served, attack, resampling)
         return row(measured, cost, [self.setting.main, *self.setting.shown])
 
 
@@ -255,9 +281,7 @@ def accuracies(given: Pictures, served: Any, resampling: Resampling) -> dict[str
     return measured
 
 
-def backdoor(
-    given: Pictures, served: Any, poison: Mapping[str, Poison], attack: str, resampling: Resampling
-) -> dict[str, Measured]:
+def backdoor(given: Pictures, served: Any, poison: Mapping[str, Poison], resampling: Resampling) -> dict[str, Measured]:
     """Attack success: the share of marked pictures, of other classes than the target, that are taken for the target.
 
     Succession is on the tasks of poisoned experts, transfer on the others, each with class 0 as its target; the head is
@@ -266,7 +290,8 @@ def backdoor(
     the scale chosen for it, in under 50 %.
     """
     stream = given.stream("test")
-    marked = given.stream("test", TRIGGERS[attack])
+    (trigger,) = {its.trigger for its in poison.values()}
+    marked = given.stream("test", TRIGGERS[trigger])
     others = stream.labels != 0
     count = range(len(given.world.tasks))
     says = {
