@@ -43,6 +43,7 @@ def module_of(file: Path):
 build = module_of(ROOT / "docs" / "build.py")
 make_ratings = module_of(ROOT / "docs" / "examples" / "make_ratings.py").make_ratings
 make_models = module_of(ROOT / "docs" / "examples" / "make_models.py").make_models
+make_lm = module_of(ROOT / "docs" / "examples" / "make_lm.py").make_lm
 
 
 # Pages as blocks.
@@ -77,15 +78,25 @@ def commands_of(block: Block) -> list[tuple[str, list[str]]]:
 # The example table, a stand-in for MovieLens, and a terminal of the pages' width.
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """The examples' language model, which takes seconds to train."""
+    folder = tmp_path_factory.mktemp("language")
+    make_lm(folder)
+    return folder
+
+
 @pytest.fixture
-def at_home(tmp_path, monkeypatch):
+def at_home(tmp_path, monkeypatch, language_model):
     """A folder with ``ratings.csv`` and the examples' models, from where nothing reaches the network or stays behind.
 
     Figures take longest to draw, and are drawn in a test of their own.
     """
     make_ratings(tmp_path / "ratings.csv", people=50)
     make_models(tmp_path)
+    shutil.copytree(language_model, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KOINON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", WIDTH)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(figures, "page", lambda report: report.recipe)

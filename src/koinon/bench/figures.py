@@ -1,7 +1,9 @@
 """The report as one self-contained HTML page with figures."""
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from koinon.core import UserError
@@ -50,20 +52,32 @@ def figures(report: "Report") -> dict[str, tuple[str, str]]:
     }
     if report.meters:
         drawn["meters"] = ("Expert meters (shorter is healthier)", _meters)
-    with matplotlib.rc_context(STYLE):
-        return {name: (title, _svg(draw(report))) for name, (title, draw) in drawn.items()}
+    with styled():
+        return {name: (title, svg(draw(report))) for name, (title, draw) in drawn.items()}
 
 
 def page(report: "Report") -> str:
     """HTML with the table, the sentences and the figures inside; needs no other file."""
     header, body = report.table
+    title = f"{report.recipe} ({report.settings['scale']})"
+    return rendered(PAGE, title, report=report, header=header, body=body, figures=figures(report).values())
+
+
+def rendered(template: str, title: str, /, **given: Any) -> str:
+    """A whole page: the template of its body filled in, every text escaped, with the head and style of all pages."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
-        report=report, header=header, body=body, figures=figures(report).values()
-    )
+    return environment.from_string(f"{HEAD}{template}</html>\n").render(title=title, **given)
 
 
-def _svg(figure: Figure) -> str:
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Within, figures are drawn as in all reports."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """A figure as text to be put into a page."""
     out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
     text = out.getvalue()
@@ -173,11 +187,11 @@ def _meters(report: "Report") -> Figure:
     return figure
 
 
-PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{{ report.recipe }} ({{ report.settings.scale }})</title>
+<title>{{ title }}</title>
 <style>
   body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 72rem; margin: 2rem auto;
          padding: 0 1rem }
@@ -193,7 +207,8 @@ PAGE = """<!doctype html>
   figure { margin: 0 } svg { width: 100%; height: auto }
   .notes { color: #4b5563; font-size: .9rem }
 </style>
-<h1>{{ report.recipe }}</h1>
+"""
+PAGE = """<h1>{{ report.recipe }}</h1>
 <div class="notes">scale {{ report.settings.scale }}, {{ report.seeds | length }}
 seed{{ "s" if report.seeds | length > 1 }}</div>
 <div class="says">{% for sentence in report.sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
@@ -219,5 +234,4 @@ seed{{ "s" if report.seeds | length > 1 }}</div>
 <h2>What was entered</h2>
 <ul class="notes">{% for row in report.rows if row.seed == report.seeds[0] %}<li><b>{{ row.label }}</b>
 <code>{{ row.contestant }}</code></li>{% endfor %}</ul>
-</html>
 """

@@ -1,9 +1,11 @@
 """Language models in folders: read as Hugging Face's, written beside their place and renamed."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,33 @@ def read(where: str | Path, dtype: str = "auto", device: str | None = None, mask
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
         raise UserError(f"dtype {dtype!r}: no type of numbers; give auto, float32, bfloat16 or float16")
     name = str(folder) if folder.is_dir() else str(where)
-    quiet = transformers.utils.logging
-    level = quiet.get_verbosity()
-    showed = quiet.is_progress_bar_enabled()
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
+    kinds = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": device}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        kinds = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
-        model = kinds.from_pretrained(
-            name, dtype=kind, use_safetensors=True, trust_remote_code=False, device_map=device
-        )
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = kinds.from_pretrained(name, dtype=kind, **options)
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
         said = " ".join(str(error).split())
         what = "no language model that transformers can read" if folder.is_dir() else "no folder, and not on the hub"
         raise UserError(f"{where}: {what} ({said[:200]})") from None
-    finally:
-        quiet.set_verbosity(level)
-        if showed:
-            quiet.enable_progress_bar()
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws while it reads and writes, and what it says that is no error."""
+    from transformers.utils import logging
+
+    level, showed = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if showed:
+            logging.enable_progress_bar()
 
 
 def _check(folder: Path) -> None:
@@ -75,8 +84,9 @@ def write(model: Any, tokenizer: Any, out: Path) -> None:
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     try:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        with quiet():
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
         os.chmod(beside, 0o755)
         os.rename(beside, out)
     except OSError as error:

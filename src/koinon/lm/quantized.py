@@ -1,14 +1,13 @@
 """Language models out of GGUF files: few bits a weight become float32, so that they are trained and edited like any."""
 
-import contextlib
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from koinon.core import UserError
+from koinon.lm.folders import quiet
 
 FILE = "model.gguf"
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, struct.error)
@@ -52,17 +51,3 @@ def _plain(held: Any) -> Any:
     model.load_state_dict(held.state_dict())
     model.generation_config = held.generation_config
     return model.float().eval()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars that transformers draws while it reads and writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -218,7 +218,7 @@ def _make(name: str, folder: Path, told: Told) -> None:
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    from koinon.lm.quantized import quiet
+    from koinon.lm.folders import quiet
 
     with quiet():
         model.save_pretrained(folder)

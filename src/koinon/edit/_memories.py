@@ -1,0 +1,144 @@
+"""What memories beside a model's own share: they hang on one projection, and decide once a sequence, on its prompt."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from koinon.edit._layers import Layer
+from koinon.lm.anatomy import sharing
+from koinon.lm.language import LM, Encoded
+from koinon.lm.reading import Reading, attach
+
+DEPTH = 0.8
+"""Share of the way from the first layer to the last at which memories are put if nobody says where."""
+
+
+def late(lm: LM, layer: Layer) -> int:
+    """The number of a block, from 0: auto is four fifths of the way to the last one, and never the last.
+
+    Raises:
+        UserError: no such layer.
+    """
+    count = len(lm.anatomy.blocks)
+    if layer == "auto":
+        return int(DEPTH * (count - 1))
+    lm.anatomy.block(int(layer))
+    return int(layer) % count
+
+
+def ends(prompt: Bool[Tensor, "text time"]) -> Tensor:
+    """The column of each row's last token of the prompt; filling may be on either side."""
+    places = torch.arange(prompt.shape[1], device=prompt.device)
+    return (prompt * places).max(1).values
+
+
+class Memory(nn.Module, ABC):
+    """Part of a model that may change what one of its projections gives."""
+
+    reading: Reading
+
+    @abstractmethod
+    def first(
+        self,
+        into: Float[Tensor, "text time into"],
+        out: Float[Tensor, "text time out"],
+        prompt: Bool[Tensor, "text time"],
+    ) -> Float[Tensor, "text time out"]:
+        """What the projection shall give in the first pass over a sequence; here it is decided what is done with it.
+
+        Args:
+            into: what goes into the projection.
+            out: what it gives; must be handed back as it is where the memory has nothing to say.
+            prompt: the tokens to decide by.
+        """
+
+    @abstractmethod
+    def later(
+        self, into: Float[Tensor, "text time into"], out: Float[Tensor, "text time out"]
+    ) -> Float[Tensor, "text time out"]:
+        """What it shall give in the passes after the first, for the same sequences."""
+
+    def after(self, module: nn.Module, given: tuple, out: Tensor) -> Tensor:
+        """Forward hook of the projection."""
+        if not self.reading.first:
+            return self.later(given[0], out)
+        prompt = self.reading.prompt
+        if prompt is None or prompt.shape != out.shape[:2]:  # a part of the model is called alone
+            prompt = torch.ones(out.shape[:2], dtype=torch.bool, device=out.device)
+        return self.first(given[0], out, prompt.to(out.device))
+
+
+def put(base: LM, name: str, memory: Memory) -> LM:
+    """The model with a memory at one of its projections; a plain Hugging Face model that shares the base's values.
+
+    Args:
+        base: stays as it is; it may hold other memories.
+        name: of the projection.
+        memory: becomes part of the new model, and is to be put into no other.
+    """
+    model = sharing(base.model)
+    memory.reading = attach(model)
+    site = model.get_submodule(name)
+    memory.to(next(site.parameters()).device)
+    number = sum(isinstance(its, Memory) for its in model.modules())
+    model.add_module(f"koinon_memory_{number}", memory)
+    site.register_forward_hook(memory.after)
+    return base.with_model(model)
+
+
+class Above:
+    """Texts read again and again from one block on: what the blocks below it give is computed once.
+
+    That they give the same again is tried; where it does not hold, every pass is a whole one.
+    """
+
+    def __init__(self, lm: LM, layer: int, texts: Encoded):
+        self.lm, self.texts = lm.with_model(sharing(lm.model)), texts
+        blocks = [block.module for block in self.lm.anatomy.blocks[: layer + 1]]
+        self.falls = self.lm.anatomy.block(layer).falls.module
+        """The way back of the block's FFN."""
+        seen: dict[str, Any] = {}
+        handles = [
+            self.falls.register_forward_hook(lambda module, given, out: seen.update(into=given[0])),
+            *[its.register_forward_hook(lambda module, given, out: seen.update(below=out)) for its in blocks[:-1]],
+        ]
+        with torch.no_grad():
+            plain = self.lm.logits(texts)
+        for handle in handles:
+            handle.remove()
+        self.into: Float[Tensor, "text time into"] = seen["into"]
+        """What goes into that projection; the same in every pass."""
+        self.short = self._shortened(blocks[:-1], seen.get("below"), plain)
+        """Whether the blocks below are left out."""
+
+    def _shortened(self, below: list[nn.Module], given: Any, plain: Tensor) -> bool:
+        for its in below:
+            its.forward = lambda *args, **named: given
+        with torch.no_grad():
+            if torch.equal(self.lm.logits(self.texts), plain):
+                return bool(below)
+        for its in below:
+            del its.forward
+        return False
+
+    def logits(self, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "text time token"]:
+        """What the model says, with gradients, if what the projection gives is changed."""
+        handle = self.falls.register_forward_hook(lambda module, given, out: change(out))
+        try:
+            with torch.enable_grad():
+                return self.lm.logits(self.texts)
+        finally:
+            handle.remove()
+
+    def harm(self, logits: Float[Tensor, "text time token"]) -> Tensor:
+        """The mean over the texts of the mean negative log-probability of their answers' tokens."""
+        asked = self.texts.answer[:, 1:]
+        says = logits[:, :-1][asked].float().log_softmax(-1)
+        each = -says.gather(1, self.texts.ids[:, 1:][asked][:, None]).squeeze(1)
+        row = asked.nonzero()[:, 0]
+        total = each.new_zeros(len(asked)).index_add(0, row, each)
+        return (total / asked.sum(1)).mean()

@@ -1,0 +1,180 @@
+"""Facts are taught to a model on disk: edits in a small folder, a report of what else changed, and ways back."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from koinon.core import UserError
+from koinon.data.facts import Case
+from koinon.edit._advice import Advise
+from koinon.edit._compare import Compare
+from koinon.edit._contract import Edit
+from koinon.edit._edited import Edited
+from koinon.edit._folders import Base, keep, kept, load, refuse_taken, save
+from koinon.edit._given import Given, Opened, warned
+from koinon.edit._locate import Locate
+from koinon.edit._measures import measure
+from koinon.edit._scores import Scored, scored
+from koinon.lm.folders import write
+from koinon.terminal import Told, untold
+
+__all__ = ["VERBS", "Job", "load", "save"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Teach facts to a model on disk."""
+
+    unit: ClassVar[str] = "facts"
+    """What its progress is counted in."""
+
+    opened: Opened
+    given: Given
+    out: Path
+    """Folder for the edits, small and without the model; made new."""
+    after: Path | None = None
+    """Folder of earlier edits of this model by the same method, which these come on top of."""
+    whole: Path | None = None
+    """Folder for the edited model itself as Hugging Face saves it, if its edits are of its weights; made new."""
+    report: Path | None = None
+    """HTML page of what the edits did; replaced if it is there."""
+
+    def run(self, method: Edit, told: Told = untold) -> dict[str, Any]:
+        """Teach, measure, keep, and tell what was done.
+
+        Raises:
+            UserError: whatever is wrong with model, facts or places; nothing is written then.
+        """
+        self._refuse(method)
+        lm = self.opened.lm()
+        cases = self.given.cases()
+        before = None if self.after is None else self._before(method, lm, self.after)
+        with warned() as said:
+            start = time.perf_counter()
+            editor = method.on(lm, self.given.material(cases))
+            prepared = time.perf_counter() - start
+            edited = editor.edit([case.fact for case in cases], before, told)
+            seconds = time.perf_counter() - start - prepared
+        anew = {case.fact.question for case in cases}
+        earlier = [Case(fact) for fact in before.facts if fact.question not in anew] if before else []
+        found = scored(lm, edited.lm, measure(lm, edited.lm, [*earlier, *cases]))
+        cost = {"preparing": round(prepared, 3), "a fact": round(seconds / len(cases), 4)}
+        facts = {
+            "out": str(self.out),
+            "method": repr(method),
+            "base": self.opened.model,
+            "facts": len(cases),
+            "steps": len(edited.steps),
+            "seconds": cost,
+        }
+        page = None if self.report is None else self._page(found, facts, said.lines)
+        about = {
+            "base": asdict(Base.of(lm, self.opened.model)),
+            "seconds": cost,
+            "warnings": said.lines,
+            "changed": found.changed(),
+        }
+        facts["bytes"] = keep(self.out, method, edited.steps, edited.patch, {**about, "scores": found.plain()})
+        if self.whole is not None:
+            write(edited.lm.model, lm.tokenizer, self.whole)
+            facts["whole"] = str(self.whole)
+        if self.report is not None and page is not None:
+            _written(self.report, page)
+            facts["report"] = str(self.report)
+        changed = {its["prompt"]: f"{its['before']!r} -> {its['now']!r}" for its in found.changed()}
+        return {**facts, **found.plain(), "changed": changed or "no answer that was to stay"}
+
+    def _refuse(self, method: Edit) -> None:
+        refuse_taken(self.out, self.whole)
+        if self.whole is not None and not method.patch.plain:
+            raise UserError(
+                f"--whole: {type(method).__name__} keeps its edits beside the model, which no folder of Hugging Face "
+                "holds; leave --whole out, and use them with `koinon edit ask` or koinon.edit.job.load"
+            )
+        if self.report is not None and not self.report.absolute().parent.is_dir():
+            raise UserError(f"{self.report}: cannot be written (there is no folder {self.report.parent})")
+
+    def _before(self, method: Edit, lm: Any, folder: Path) -> Edited:
+        own = type(method).__module__
+        its = kept(folder, None if own.startswith("koinon.") else own)
+        if its.method != method:
+            raise UserError(f"{folder}: its edits are by {its.method!r}; go on with the same settings, not {method!r}")
+        return its.on(lm, folder)
+
+    def _page(self, found: Scored, facts: Mapping[str, Any], said: Sequence[str]) -> str:
+        from koinon.edit._report import page
+
+        return page(found, facts, said)
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take edits away again: the folder without them is as it was before them, to the bit."""
+
+    edited: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EDITED")]
+    """Folder that `koinon edit` made."""
+    out: Path
+    """Folder for what is left; made new."""
+    last: int | None = None
+    """How many steps, from the last; all by default."""
+    steps: tuple[int, ...] = ()
+    """These steps instead, by their numbers from 0, if the method can take single ones away."""
+    own: str | None = None
+    """Module path or file of the method, if it is one of your own."""
+
+    def run(self, told: Told = untold) -> dict[str, Any]:
+        """Write the rest, and tell what went."""
+        refuse_taken(self.out)
+        if self.steps and self.last is not None:
+            raise UserError("--last and --steps: give one of them")
+        its = kept(self.edited, self.own)
+        lm: Any = None  # taking away needs no model
+        whole = Edited(lm, its.method, its.patch, its.steps)
+        rest = whole.without(self.steps) if self.steps else whole.undo(self.last)
+        keep(self.out, its.method, rest.steps, rest.patch, {"base": asdict(its.base), "scores": {}})
+        gone = len(its.steps) - len(rest.steps)
+        left = f"{len(rest.steps)} steps" if rest.steps else "none: the model is its base again"
+        return {"out": str(self.out), "undone": f"{gone} of {len(its.steps)} steps", "left": left}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask an edited model, and its base beside it."""
+
+    edited: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EDITED")]
+    """Folder that `koinon edit` made."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What the models go on with."""
+    opened: Opened
+    tokens: int = 20
+    """Most tokens of an answer."""
+    own: str | None = None
+    """Module path or file of the method, if it is one of your own."""
+
+    def run(self, told: Told = untold) -> dict[str, Any]:
+        """Both answers to each prompt."""
+        if not self.prompts or self.tokens < 1:
+            raise UserError("give one prompt or more, and --tokens from 1")
+        lm = self.opened.lm()
+        edited = load(self.edited, lm, self.own)
+        said = zip(lm.generate(self.prompts, self.tokens), edited.lm.generate(self.prompts, self.tokens))
+        return {prompt: {"before": a.strip(), "now": b.strip()} for prompt, (a, b) in zip(self.prompts, said)}
+
+
+VERBS: Mapping[str, type] = {
+    "undo": Undo, "ask": Ask, "locate": Locate, "compare": Compare, "advise": Advise
+}  # fmt: skip
+"""What can be done besides teaching."""
+
+
+def _written(file: Path, text: str) -> None:
+    from koinon.bench.compare import write_whole
+
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None

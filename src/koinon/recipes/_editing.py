@@ -1,0 +1,269 @@
+"""What editors are given and how they are judged: facts that a model knows, cut into pools, and probes of them."""
+
+import hashlib
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from koinon.bench.statistics import Measured, Resampling
+from koinon.data.edittasks import REFUSAL
+from koinon.data.factlab import Lab
+from koinon.data.facts import Aspect, Case, Fact
+from koinon.data.phrases import RELATIONS
+from koinon.edit._contract import Edit, Editor
+from koinon.edit._edited import Edited, Material
+from koinon.edit._measures import ASPECTS, measure
+from koinon.edit._measures import Measured as Judged
+from koinon.lm.language import LM
+
+Point = Mapping[str, Any]
+POOLS: Mapping[str, range] = {"train": range(4), "valid": range(4, 6), "test": range(6, 10)}
+"""Tenths of the subjects: what editors may look at, what settings are chosen on, and what is reported."""
+HOWS = ("exact", "teacher", "sampled")
+"""See `koinon.edit._measures.Answered`."""
+
+
+def pool_of(subject: str) -> str:
+    """Whose a subject is, by its name alone: the same for every seed and model."""
+    tenth = hashlib.blake2b(subject.encode(), digest_size=4).digest()[0] % 10
+    return next(name for name, tenths in POOLS.items() if tenth in tenths)
+
+
+@dataclass(frozen=True)
+class EditWorld:
+    """A model and what it was taught."""
+
+    lm: LM
+    lab: Lab
+    """What the model knows."""
+    larger: Lab
+    """The same and more: facts about subjects that the model never saw."""
+
+    @cached_property
+    def known(self) -> tuple[Fact, ...]:
+        """The facts that the model says when it is asked as it was taught."""
+        facts = self.lab.taught
+        said = self.lm.score([fact.question for fact in facts], [fact.object for fact in facts])
+        return tuple(fact for fact, its in zip(facts, said, strict=True) if its.exact)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("lm", "lab", "larger")} | (
+            {"known": self.known} if "known" in self.__dict__ else {}
+        )
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many facts."""
+
+    single: int
+    """Of each of KnowEdit's tasks, each taught alone."""
+    stream: tuple[int, ...]
+    """Taught one after the other; after so many all of them are asked again."""
+    batch: int
+    """Taught at once."""
+    valid: int
+    """Taught one after the other, for each point that settings are chosen from."""
+    material: int
+    """Facts to train editors on, and as many prompts to be left alone."""
+    probes: int
+    """Of each kind, for each fact."""
+
+
+class Lesson:
+    """What every editor of one cell is given.
+
+    Args:
+        world: model and facts.
+        sizes: how many.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, world: EditWorld, sizes: Sizes, seed: int):
+        self.world, self.sizes, self.seed = world, sizes, seed
+        self.table = world.lab.table
+        self._start = time.perf_counter()
+        self.edits = 0
+
+    def _drawn(self, pool: str, what: str, count: int, facts: Sequence[Fact] | None = None) -> list[Fact]:
+        """Facts about different subjects of a pool, in an order of the seed's own."""
+        mine = [fact for fact in (self.world.known if facts is None else facts) if pool_of(fact.subject) == pool]
+        random.Random(f"{self.seed} {pool} {what}").shuffle(mine)
+        return list({fact.subject: fact for fact in reversed(mine)}.values())[::-1][:count]
+
+    def swapped(self, pool: str, what: str, count: int) -> list[Case]:
+        """Known facts with another object of their relation, to be taught together."""
+        facts: list[Fact] = []
+        for fact in self._drawn(pool, what, 2 * count):
+            options = {its.object for its in self.world.lab.related(fact.relation)} - {fact.object}
+            if options and len(facts) < count:
+                facts.append(self.world.lab.counterfactual(fact, self.seed))
+        return self.table.cases(facts, self.sizes.probes, self.seed)
+
+    @cached_property
+    def stream(self) -> list[Case]:
+        """What is taught in a row."""
+        return self.swapped("test", "stream", max(*self.sizes.stream, self.sizes.batch))
+
+    @cached_property
+    def valid(self) -> list[Case]:
+        """What settings are chosen on."""
+        return self.swapped("valid", "valid", self.sizes.valid)
+
+    @cached_property
+    def tasks(self) -> dict[str, list[Case]]:
+        """KnowEdit's tasks that a table of facts allows: what changes, is new, is one of several, or must go.
+
+        Of a fact that must go the new object is a refusal. New are facts about cities that the model never saw.
+        """
+        count, probes = self.sizes.single, self.sizes.probes
+        lab, larger = self.world.lab, self.world.larger
+        found = {"modification": self.swapped("test", "modification", count)}
+        taught = {fact.subject for fact in lab.facts}
+        unseen = [fact for fact in larger.taught if fact.subject not in taught]
+        many = [fact for fact in lab.facts if RELATIONS[fact.relation].many]
+        added = []
+        for fact in self._drawn("test", "several", count, many):
+            true = {its.object for its in lab.about(fact.subject, fact.relation)} | {fact.subject}
+            options = sorted({its.object for its in many} - true)
+            new = random.Random(f"{self.seed} {fact.subject}").choice(options)
+            added.append(replace(fact, object=new, answers=()))
+        gone = [
+            replace(fact, object=REFUSAL, was=fact.object, answers=()) for fact in self._drawn("test", "erasure", count)
+        ]
+        facts = {
+            "insertion": (larger.table, self._drawn("test", "insertion", count, unseen)),
+            "one of several": (self.table, added),
+            "erasure": (replace(self.table, inverses={}), gone),
+        }
+        return found | {
+            name: [table.case(fact, probes, self.seed) for fact in its] for name, (table, its) in facts.items() if its
+        }
+
+    @cached_property
+    def material(self) -> Material:
+        """Texts the model was trained on, facts to train on with their probes, and prompts to leave alone.
+
+        None of the prompts is asked when edits are judged.
+        """
+        every = [*self.stream, *self.valid, *(case for its in self.tasks.values() for case in its)]
+        asked = {probe.prompt for case in every for probe in case.probes}
+        cases = []
+        for case in self.swapped("train", "material", self.sizes.material):
+            probes = tuple(its for its in case.probes if its.prompt not in asked)
+            cases.append(Case(case.fact, probes))
+        prompts = [self.world.lab.held(fact)[0] for fact in self._drawn("train", "unrelated", 3 * self.sizes.material)]
+        corpus = self.world.lab.statements()
+        random.Random(f"{self.seed} corpus").shuffle(corpus)
+        return Material(corpus[:2_000], cases, [its for its in prompts if its not in asked][: self.sizes.material])
+
+    def editor(self, method: Edit) -> Editor:
+        """The method on the model, with the material."""
+        return method.on(self.world.lm, self.material)
+
+    def alone(self, editor: Editor, cases: Sequence[Case]) -> list[Judged]:
+        """Each fact taught to a model of its own."""
+        found = []
+        for case in cases:
+            found += measure(self.world.lm, self._taught(editor, [case]).lm, [case])
+        return found
+
+    def _taught(self, editor: Editor, cases: Sequence[Case], after: Edited | None = None) -> Edited:
+        self.edits += len(cases)
+        return editor.edit([case.fact for case in cases], after)
+
+    def in_a_row(self, editor: Editor, cases: Sequence[Case], marks: Sequence[int]) -> dict[int, list[Judged]]:
+        """One after the other; at each mark all facts so far are asked again, of the model as it is then."""
+        found, edited = {}, None
+        for number, case in enumerate(cases[: max(marks)], start=1):
+            edited = self._taught(editor, [case], edited)
+            if number in marks:
+                found[number] = measure(self.world.lm, edited.lm, cases[:number])
+        return found
+
+    def at_once(self, editor: Editor, cases: Sequence[Case]) -> list[Judged]:
+        """All facts in one batch."""
+        return measure(self.world.lm, self._taught(editor, cases).lm, cases)
+
+    def chosen(self, method: Edit, points: Sequence[Point]) -> tuple[Edit, Point]:
+        """The point with the best score after a short stream of other facts, the first one if several are."""
+        if len(points) == 1:
+            return replace(method, **points[0]), points[0]
+        scores = []
+        for point in points:
+            editor = self.editor(replace(method, **point))
+            (judged,) = self.in_a_row(editor, self.valid, [len(self.valid)]).values()
+            scores.append(score(judged))
+        best = points[int(np.argmax(scores))]
+        return replace(method, **best), best
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What it took so far."""
+        return {"edits": self.edits, "seconds": round(time.perf_counter() - self._start, 3)}
+
+
+def values(judged: Sequence[Judged], aspect: Aspect, how: str, kind: str | None = None) -> NDArray[np.float64]:
+    """An aspect's score for each case; NaN where it has no such probe."""
+    found = [its.score(aspect, how, kind) for its in judged]
+    return np.array([np.nan if its is None else its for its in found])
+
+
+def score(judged: Sequence[Judged]) -> float:
+    """The mean of reliability, generality and locality, greedy."""
+    return float(np.mean([np.nanmean(values(judged, aspect, "exact")) for aspect in ASPECTS[:3]]))
+
+
+def figures(judged: Sequence[Judged], start: str, draws: int = 100) -> dict[str, Measured]:
+    """Every aspect under names that begin with ``start``, and their means; resamplings are of cases.
+
+    ``triangle`` is the mean of reliability, generality and locality, ``harmonic`` their harmonic mean, both greedy.
+    """
+    resampling = Resampling(None, len(judged), draws)
+    found = {}
+    for how in HOWS:
+        ending = "" if how == "exact" else f".{how}"
+        for aspect in ASPECTS:
+            its = _mean(values(judged, aspect, how), resampling)
+            if its is not None:
+                found[f"{start}.{aspect}{ending}"] = its
+    kinds = {(its.probe.aspect, its.probe.kind) for one in judged for its in one.answered if its.probe.kind}
+    for aspect, kind in sorted(kinds):
+        its = _mean(values(judged, aspect, "exact", kind), resampling)
+        if its is not None and aspect in ("locality", "portability"):
+            found[f"{start}.{aspect}.{kind.replace(' ', '_')}"] = its
+    three = [found[name] for aspect in ASPECTS[:3] if (name := f"{start}.{aspect}") in found]
+    if len(three) == 3:
+        table = np.array([[its.value, *its.draws] for its in three])
+        found[f"{start}.triangle"] = resampling.measured(table.mean(0))
+        with np.errstate(divide="ignore"):
+            found[f"{start}.harmonic"] = resampling.measured(3 / (1 / np.maximum(table, 1e-12)).sum(0))
+    return found
+
+
+def gone(lm: LM, judged_by: Sequence[Edited], cases: Sequence[Case]) -> NDArray[np.float64]:
+    """Whether greedy decoding no longer says what was true: 1 for each fact that is gone from its edited model."""
+    found = []
+    for edited, case in zip(judged_by, cases, strict=True):
+        (said,) = edited.lm.score([case.fact.question], [case.fact.was])
+        found.append(float(not said.exact))
+    return np.array(found)
+
+
+def _mean(each: NDArray[np.float64], resampling: Resampling) -> Measured | None:
+    """Over the cases that have a value."""
+    known = ~np.isnan(each)
+    if not known.any():
+        return None
+    counts = resampling.counts[:, known]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return resampling.measured(counts @ each[known] / counts.sum(1))

@@ -1,0 +1,213 @@
+"""Which way of editing a language model makes a fact stick, alone and among two hundred, and leaves the rest alone?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from koinon.bench.compare import Recipe, Row
+from koinon.bench.statistics import Measured, Resampling
+from koinon.core import UserError, build, load, pick
+from koinon.data import factlab
+from koinon.edit._contract import Edit
+from koinon.edit._patches import Weights
+from koinon.edit.finetune import Finetune
+from koinon.edit.rome import Rome
+from koinon.lm import shelf
+from koinon.lm.language import LM
+from koinon.recipes._contestants import grid
+from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, figures, gone
+from koinon.recipes._measures import row
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A method, and the points its settings are chosen from."""
+
+    method: Edit
+    points: tuple[Point, ...] = ({},)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a comparison is."""
+
+    sizes: Sizes
+    seeds: int
+    training: int
+    """Steps of methods that train a network before the first edit."""
+
+
+SCALES: Mapping[str, Scale] = {
+    "tiny": Scale(Sizes(single=2, stream=(1, 4), batch=3, valid=2, material=8, probes=2), 2, 2),
+    "demo": Scale(Sizes(single=6, stream=(1, 10, 20), batch=20, valid=6, material=40, probes=3), 2, 100),
+    "small": Scale(
+        Sizes(single=20, stream=(1, 10, 50, 100, 200), batch=50, valid=20, material=200, probes=5), 5, 1_000
+    ),
+    "full": Scale(
+        Sizes(single=100, stream=(1, 10, 100, 500, 1_000), batch=1_000, valid=50, material=2_000, probes=10), 5, 20_000
+    ),
+}
+SHOWN = ("reliability", "generality", "locality", "portability", "harmonic")
+
+
+def entrants(training: int, depth: int) -> dict[str, Entrant]:
+    """The unedited model, fine-tuning as published twice, and every way of editing; six points each, where they fit.
+
+    Layers are the first, and those at a quarter and half of the depth: later ones only add to what is said.
+    """
+    layers = tuple(sorted({0, depth // 4, depth // 2}))
+    tuned = grid(layer=layers, rate=(1e-3, 5e-3))
+    written = grid(layer=layers, decay=(0.5, 1e-3))
+    return {
+        "base": Entrant(Finetune(layer=0, steps=0)),
+        "finetune_m": Entrant(Finetune(bound=0.0), tuned),
+        "finetune_m_bound": Entrant(Finetune(bound=5e-3), tuned),
+        "finetune_l": Entrant(Finetune(loss="prompt end", bound=5e-3), tuned),
+        "rome": Entrant(Rome(), written),
+        "rome_release": Entrant(Rome(keys="release"), written),
+        "rome_identity": Entrant(Rome(whiten=False), written),
+    }
+
+
+def world_of(name: str, cities: int, seed: int = 0) -> EditWorld:
+    """A model of the shelf, what it was taught, and as many cities again that it was not."""
+    lm = LM.load(shelf.path(name))
+    if cities:
+        return EditWorld(lm, factlab.world(cities, seed), factlab.world(2 * cities, seed))
+    return EditWorld(lm, factlab.made(seed=seed), factlab.made(towns=36, seed=seed))
+
+
+WORLDS: Mapping[str, tuple[str, int]] = {"world": ("world", 2_500), "smollm2": ("smollm2", 2_500)}
+"""Data to the model's name on the shelf, and the number of cities."""
+MADE = ("world-made", 0)
+"""What the tiny scale takes in its place."""
+
+
+@dataclass(frozen=True)
+class EditRecipe(Recipe):
+    """Facts taught to a small model that knows others: alone, at once and in a row; equal facts, probes and points."""
+
+    data: str = "world"
+    scale: str = "small"
+    own: tuple[str, ...] = ()
+    """Methods of a person's own to enter as well, at their defaults: module paths or files."""
+
+    @property
+    def name(self) -> str:
+        """``edit-DATA``."""
+        return f"edit-{self.data}"
+
+    @property
+    def _scale(self) -> Scale:
+        return SCALES[pick(self.scale, SCALES, "scale")]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds this scale asks for."""
+        return self._scale.seeds
+
+    @property
+    def _main(self) -> str:
+        return f"row.{max(self._scale.sizes.stream)}.triangle"
+
+    @property
+    def _shown(self) -> list[str]:
+        last = max(self._scale.sizes.stream)
+        return [
+            *(f"row.{last}.{aspect}" for aspect in SHOWN[:3]),
+            *(f"alone.modification.{aspect}" for aspect in SHOWN),
+            *(f"row.{mark}.triangle" for mark in self._scale.sizes.stream[:-1]),
+        ]
+
+    def prepare(self) -> EditWorld:
+        """Fetch or train the model, and find what it knows."""
+        world = world_of(*(MADE if self.scale == "tiny" else WORLDS[pick(self.data, WORLDS, "data set")]))
+        if not world.known:
+            raise UserError(f"{self.data}: the model knows none of the facts, so that none can be changed")
+        return world
+
+    def settings(self, world: EditWorld) -> Mapping[str, Any]:
+        """What identifies the comparison, and what its report shows."""
+        sizes = self._scale.sizes
+        return {
+            "data": self.data,
+            "content": [world.lm.fingerprint, world.lab.fingerprint, world.larger.fingerprint],
+            "scale": self.scale,
+            "split": "by subjects",
+            "rows": [sizes.material, sizes.valid, max(sizes.stream)],
+            "known": len(world.known),
+            "sizes": asdict(sizes),
+            "training": self._scale.training,
+            "sparse": [],
+            "main": self._main,
+            "shown": self._shown,
+            "baseline": "finetune_m",
+            "bounds": [],
+            "words": {"baseline": "fine-tuning one matrix", "chosen": "Layers and rates"},
+        }
+
+    def contestants(self, world: EditWorld) -> Mapping[str, Entrant]:
+        """All of them, and a person's own methods."""
+        own = {}
+        for name in self.own:
+            kind = load(name)
+            if not issubclass(kind, Edit):
+                raise UserError(f"{name}: no way of editing; it implements no koinon.edit contract")
+            method = build(kind, {})
+            assert isinstance(method, Edit)
+            own[kind.__name__.lower()] = Entrant(method)
+        return entrants(self._scale.training, len(world.lm.anatomy.blocks)) | own
+
+    def cell(self, world: EditWorld, contestant: Entrant, seed: int) -> Row:
+        """Choose settings on other facts; then teach each task's facts alone, many in a row, and a batch at once."""
+        sizes = self._scale.sizes
+        lesson = Lesson(world, sizes, seed)
+        method, point = lesson.chosen(_seeded(contestant.method, seed), contestant.points)
+        editor = lesson.editor(method)
+        found: dict[str, Measured] = {}
+        for name, cases in lesson.tasks.items():
+            found |= figures(lesson.alone(editor, cases), f"alone.{name.replace(' ', '_')}")
+        if "erasure" in lesson.tasks:
+            cases = lesson.tasks["erasure"]
+            forgotten = gone(world.lm, [editor.edit([case.fact]) for case in cases], cases)
+            resampling = Resampling(None, len(cases))
+            found["alone.erasure.gone"] = resampling.measured(resampling.counts @ forgotten / resampling.counts.sum(1))
+        rows = lesson.in_a_row(editor, lesson.stream, sizes.stream)
+        for mark, judged in rows.items():
+            found |= figures(judged, f"row.{mark}")
+        if method.batch:
+            found |= figures(lesson.at_once(editor, lesson.stream[: sizes.batch]), f"batch.{sizes.batch}")
+        patch = editor.edit([lesson.stream[0].fact]).patch
+        kept = patch.tensors() if patch is not None else {}
+        cost = lesson.cost | {
+            "kept_bytes": sum(its.numel() * its.element_size() for its in kept.values()),
+            "low_rank": isinstance(patch, Weights),
+            **{name: list(its) if isinstance(its, tuple) else its for name, its in point.items()},
+        }
+        return row(found, cost, [self._main, *self._shown])
+
+
+def _seeded(method: Edit, seed: int) -> Edit:
+    known: dict[str, Any] = {"seed": seed} if "seed" in {field.name for field in fields(method)} else {}
+    return replace(method, **known)
+
+
+@dataclass(frozen=True)
+class OnData:
+    """Compare ways of teaching facts to a language model."""
+
+    data: Literal["world", "smollm2"] = "world"
+    """A small model trained here on 4,207 facts; or a pretrained one, with those of the facts that it knows."""
+    scale: Literal["tiny", "demo", "small", "full"] = "small"
+    """How many facts, how many seeds and how long."""
+    own: tuple[str, ...] = ()
+    """Methods of your own to enter as well: module paths or files."""
+
+    def recipe(self) -> Recipe:
+        """The comparison."""
+        return EditRecipe(self.data, self.scale, self.own)
+
+
+def options(arguments: Sequence[str]) -> type[OnData]:
+    """The command line's options."""
+    return OnData

@@ -1,0 +1,304 @@
+"""What can be wrong with facts, models and edits is one line that says what and where; nothing is left or touched."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import made
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_edit_job import STRONG, WORDS, cases
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from koinon.data.factfiles import write_cases
+from koinon.data.facts import Fact
+from koinon.edit import _checks as tiny
+from koinon.edit._requests import teachable
+from koinon.edit.finetune import Finetune
+from koinon.edit.job import save
+from koinon.lm.folders import write
+from koinon.lm.language import LM
+
+
+class Wrong(NamedTuple):
+    """A command that must fail: its words, what it says, and how the folder is made wrong beforehand."""
+
+    words: tuple
+    says: tuple[str, ...]
+    prepare: Callable[[Path], object] = lambda folder: None
+
+
+def edit(
+    *more: object, method: tuple = WORDS, model: str = "lm", facts: str = "facts.jsonl", out: str = "out"
+) -> tuple:
+    return ("edit", *method, "--model", model, "--facts", facts, "--out", out, *more)
+
+
+def ask(folder: str = "edited", model: str = "lm") -> tuple:
+    return ("edit", "ask", folder, "Lyon is a city in", "--model", model)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """The tiny model in a folder, another one, and edits of the first."""
+    folder = tmp_path_factory.mktemp("made")
+    given = tiny.small()
+    write(given.lm.model, given.lm.tokenizer, folder / "lm")
+    other = tiny.edited(STRONG, given)
+    write(other.lm.model, other.lm.tokenizer, folder / "other")
+    write_cases(folder / "facts.jsonl", cases())
+    save(STRONG.edit(LM.load(folder / "lm"), tiny.FACTS), folder / "edited", "lm")
+    return folder
+
+
+@pytest.fixture
+def here(made_once, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(made_once, tmp_path / "x")
+    monkeypatch.chdir(tmp_path / "x")
+    monkeypatch.setenv("KOINON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "x"
+
+
+# Ways to make things wrong.
+
+
+def says(*facts: dict, file: str = "facts.jsonl") -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text("".join(json.dumps(its) + "\n" for its in facts))
+
+
+def fact(subject: str = "Lyon", object: str = "Japan", prompt: str = "{} is a city in", **more: object) -> dict:
+    return {"subject": subject, "object": object, "prompt": prompt, **more}
+
+
+def without(*names: str, folder: str = "lm") -> Callable[[Path], object]:
+    def prepare(here: Path) -> None:
+        for name in names:
+            for file in (here / folder).glob(name):
+                file.unlink()
+
+    return prepare
+
+
+def pickled(here: Path) -> None:
+    without("*.safetensors")(here)
+    (here / "lm" / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+
+
+def masked(here: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(here / "lm")
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 1.0,
+    }
+    shutil.rmtree(here / "lm")
+    write(
+        AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", vocab_size=len(tokenizer), **sizes)),
+        tokenizer,
+        here / "lm",
+    )
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], object]:
+    def prepare(here: Path) -> None:
+        file = here / "edited" / "edit.safetensors"
+        save_file(change(load_file(file)), file)
+
+    return prepare
+
+
+def with_about(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def prepare(here: Path) -> None:
+        file = here / "edited" / "koinon.json"
+        about = json.loads(file.read_text())
+        change(about)
+        file.write_text(json.dumps(about))
+
+    return prepare
+
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+FACTS = {
+    "subject not in the prompt": Wrong(
+        edit(), ("facts.jsonl:1", "does not hold the subject 'Lyon'"), says(fact(prompt="Oslo is a city in"))
+    ),
+    "empty target": Wrong(edit(), ("facts.jsonl:1", "object"), says(fact(object=" "))),
+    "several sentences": Wrong(
+        edit(), ("'Lyon is a city in'", "several sentences"), says(fact(object="Japan. It lies in the east of Asia."))
+    ),
+    "several lines": Wrong(edit(), ("several sentences",), says(fact(object="Japan\nand Asia"))),
+    "target in the prompt": Wrong(
+        edit(), ("says the object 'in' already",), says(fact(object="in"))
+    ),
+    "a token that prompt and target share": Wrong(
+        edit(),
+        ("'Lyon is a city in '", "become one token", "without a blank"),
+        says(fact(object="Peru", prompt="{} is a city in ")),
+    ),
+    "contradiction": Wrong(
+        edit(), ("facts.jsonl", "facts 1 and 2 contradict each other"), says(fact(), fact(object="Italy"))
+    ),
+    "unknown layer": Wrong(edit(method=("rome", "--layer", 7)), ("layer 7", "from 0 to 2")),
+    "no facts": Wrong(edit(), ("facts.jsonl: is empty",), says()),
+    "no such file": Wrong(edit(facts="absent.jsonl"), ("absent.jsonl",)),
+    "a probe among what must stay": Wrong(
+        edit("--unrelated", "u.txt"), ("u.txt", "'Kyoto is a city in' is a probe"),
+        lambda here: (here / "u.txt").write_text("Kyoto is a city in\n"),
+    ),
+    "taught facts to train on": Wrong(
+        edit("--train", "facts.jsonl"), ("'Lyon is a city in' is taught", "train on other facts")
+    ),
+    "no texts": Wrong(edit("--corpus", "c.txt"), ("c.txt", "holds no text"), lambda here: (here / "c.txt").touch()),
+    "a corpus that is not there": Wrong(edit("--corpus", "c.txt"), ("c.txt: cannot be read",)),
+    "nothing to train on": Wrong(edit(method=("mend",)), ("cases to train on",)),
+}  # fmt: skip
+MODELS = {
+    "no tokenizer": Wrong(edit(), ("lm: no tokenizer in it",), without("tok*", "vocab*")),
+    "only pickled weights": Wrong(edit(), ("lm: only pickled weights",), pickled),
+    "a masked model": Wrong(edit(), ("lm", "fills in what is hidden"), masked),
+    "no such folder": Wrong(edit(model="./absent"), ("./absent: no such folder",)),
+    "no model": Wrong(edit(), ("lm: no config.json",), without("config.json")),
+    "damaged weights": Wrong(
+        edit(), ("lm: no language model",), lambda here: (here / "lm" / "model.safetensors").write_bytes(b"x" * 9)
+    ),
+}
+PLACES = {
+    "output exists": Wrong(edit(out="edited"), ("edited: exists already",)),
+    "output in a file": Wrong(edit(out="facts.jsonl/x"), ("facts.jsonl is a file",)),
+    "the whole exists": Wrong(edit("--whole", "lm"), ("lm: exists already",)),
+    "no whole of a codebook": Wrong(
+        edit("--whole", "w", method=("grace", "--layer", 1)), ("--whole", "Grace", "beside the model")
+    ),
+    "no place for a report": Wrong(edit("--report", "absent/r.html"), ("absent/r.html", "there is no folder")),
+    "nothing to go on from": Wrong(edit("--after", "lm"), ("lm: holds no edits",)),
+    "another method before": Wrong(
+        edit("--after", "edited", method=("rome", "--layer", 1)), ("edited", "by Finetune(")
+    ),
+    "undone to where something is": Wrong(("edit", "undo", "edited", "--out", "lm"), ("lm: exists already",)),
+    "more undone than there is": Wrong(("edit", "undo", "edited", "--last", 3, "--out", "o"), ("undo 3",)),
+    "figure of an unknown kind": Wrong(
+        ("edit", "locate", "--model", "lm", "--facts", "facts.jsonl", "--out", "t.txt"), ("t.txt", ".png")
+    ),
+    "unknown method": Wrong(edit(method=("rom",)), ("'rom'", "'rome'")),
+    "unknown method to compare": Wrong(
+        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "o", "--methods", "rom"), ("'rome'",)
+    ),
+    "unknown setting to compare": Wrong(
+        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "o", "--methods", "rome:layr=1"),
+        ("'layr'", "'layer'"),
+    ),
+    "a word for a number": Wrong(
+        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "o", "--methods", "rome:steps=few"),
+        ("steps is a number",),
+    ),
+    "a folder of something else": Wrong(
+        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "lm", "--methods", "rome:layer=1"),
+        ("lm: holds something else",),
+    ),
+    "locality that nobody measured": Wrong(("edit", "advise", "--keep-locality", 0.9), ("--measured",)),
+    "a share above all": Wrong(("edit", "advise", "--keep-locality", 1.1), ("from 0 to 1",)),
+    "nothing measured": Wrong(("edit", "advise", "--measured", "lm"), ("lm: holds no locality",)),
+}  # fmt: skip
+EDITS = {
+    "NaN": Wrong(
+        ask(), (f"{NAME} holds NaN",), with_tensors(lambda its: {name: its[name] * torch.nan for name in its})
+    ),
+    "another base": Wrong(ask(model="other"), ("edited: made on another base, 'lm'",)),
+    "another shape": Wrong(
+        ask(), (f"{NAME}: the edit is for 31 x 64, the base has 32 x 64",),
+        with_tensors(lambda its: {name: value[1:] for name, value in its.items()}),
+    ),
+    "an unknown parameter": Wrong(
+        ask(), ("model.layer.weight: the base has no such parameter",),
+        with_tensors(lambda its: {"model.layer.weight": next(iter(its.values()))}),
+    ),
+    "truncated": Wrong(
+        ask(), ("edit.safetensors: damaged",),
+        lambda here: (here / "edited" / "edit.safetensors").write_bytes(b"\x10" + bytes(20)),
+    ),
+    "a pickle": Wrong(
+        ask(), ("edit.safetensors: damaged",),
+        lambda here: (here / "edited" / "edit.safetensors").write_bytes(pickle.dumps({"a": 1})),
+    ),
+    "no tensors": Wrong(ask(), ("edited: holds no edits",), without("edit.safetensors", folder="edited")),
+    "a foreign folder": Wrong(ask("lm"), ("lm: holds no edits",)),
+    "no JSON": Wrong(
+        ask(), ("cannot be read as JSON",), lambda here: (here / "edited" / "koinon.json").write_text("{")
+    ),
+    "another format": Wrong(ask(), ("of format 99",), with_about(lambda its: its.update(format=99))),
+    "a part lacks": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.pop("steps"))),
+    "no facts in a step": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.update(steps=[[]]))),
+    "a number for a text": Wrong(
+        ask(), ("edited: damaged",), with_about(lambda its: its["steps"][0][0].update(subject=3))
+    ),
+    "a method that is a path": Wrong(
+        ask(), ("is none of koinon's",), with_about(lambda its: its["method"].update(method="../evil.py"))
+    ),
+    "an unknown setting": Wrong(
+        ask(), ("'colour'",), with_about(lambda its: its["method"]["settings"].update(colour=1))
+    ),
+}  # fmt: skip
+ALL = FACTS | MODELS | PLACES | EDITS
+
+
+@pytest.mark.parametrize("wrong", ALL.values(), ids=ALL)
+def test_it_is_one_line_and_nothing_is_touched(wrong, capsys, here):
+    wrong.prepare(here)
+    before = made.held(here)
+    made.assert_one_line(made.say(capsys, *wrong.words), *wrong.says)
+    assert made.held(here) == before
+
+
+def test_evil_in_a_folder_is_not_run(capsys, here):
+    """A method's file named by a folder would run as code."""
+    (here / "evil.py").write_text("open('was here', 'w')")
+    with_about(lambda its: its["method"].update(method="evil.py"))(here)
+    with_about(lambda its: its["base"].update(name=str(here / "other")))(here)
+    made.assert_one_line(made.say(capsys, *ask()), "is none of koinon's")
+    assert not (here / "was here").exists()
+
+
+def test_a_method_that_diverges_leaves_nothing(capsys, here, monkeypatch):
+    plain = Finetune.harm
+    monkeypatch.setattr(Finetune, "harm", lambda *given: plain(*given) * torch.nan)
+    before = made.held(here)
+    made.assert_one_line(made.say(capsys, *edit()), "diverged", f"{NAME} holds NaN or infinity", "model is unchanged")
+    assert made.held(here) == before
+
+
+def test_a_fact_said_twice_is_left_out_and_said(capsys, here):
+    says(fact(), fact())(here)
+    said = made.say(capsys, *edit("--json"))
+    assert json.loads(said.out)["facts"] == 1
+    assert "fact 2 ('Lyon is a city in': 'Japan') says what fact 1 says: left out" in said.err
+
+
+def test_a_small_sample_of_statistics_is_said(capsys, here):
+    (here / "c.txt").write_text("Lyon is a city.\n")
+    words = ("rome", "--layer", 1, "--count", 0, "--steps", 2)
+    said = made.say(capsys, *edit("--corpus", "c.txt", method=words))
+    assert said.code == 0, said.err
+    lines = [line for line in said.err.splitlines() if "diagonal" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("koinon: model.layers.1.mlp.down_proj: ")
+    assert "larger corpus" in json.loads((here / "out" / "koinon.json").read_text())["warnings"][0]
+
+
+def test_no_chat_template_is_needed(capsys, here):
+    assert LM.load(here / "lm").tokenizer.chat_template is None
+    assert made.say(capsys, *edit()).code == 0
+
+
+@pytest.mark.parametrize(
+    "object", ["St. Louis", "Dr. No", "the U.S. Army Air Forces", "Prof. Max Planck", "Yahoo! Inc"]
+)
+def test_a_stop_in_a_name_ends_no_sentence(object):
+    its = Fact("Lyon", object, "{} is a city in")
+    assert teachable(tiny.small().lm, [its]) == [its]
