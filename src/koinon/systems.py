@@ -286,6 +286,7 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2405.14768",
         "edit",
+        methods=("edit.wise",),
     ),
     System(
         18,
@@ -343,6 +344,7 @@ SYSTEMS: tuple[System, ...] = (
         2025,
         "https://arxiv.org/abs/2410.13910",
         "merge",
+        methods=("merge.dam",),
     ),
     System(
         27,
@@ -567,6 +569,19 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2308.07269",
         "edit",
+        methods=(
+            "edit.alphaedit",
+            "edit.finetune",
+            "edit.grace",
+            "edit.ike",
+            "edit.kn",
+            "edit.lora",
+            "edit.memit",
+            "edit.mend",
+            "edit.rome",
+            "edit.serac",
+            "edit.wise",
+        ),
     ),
     System(
         61,
@@ -642,6 +657,19 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2401.01286",
         "edit",
+        methods=(
+            "edit.alphaedit",
+            "edit.finetune",
+            "edit.grace",
+            "edit.ike",
+            "edit.kn",
+            "edit.lora",
+            "edit.memit",
+            "edit.mend",
+            "edit.rome",
+            "edit.serac",
+            "edit.wise",
+        ),
     ),
     System(
         73,
@@ -656,6 +684,7 @@ SYSTEMS: tuple[System, ...] = (
         2025,
         "https://arxiv.org/abs/2504.09522",
         "edit",
+        methods=("edit.dilute",),
     ),
     System(
         75,

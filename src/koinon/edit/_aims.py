@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from koinon.core import UserError
 from koinon.data.facts import Fact
+from koinon.edit._places import said_at
 from koinon.lm.language import LM, joint, rewritten, watched
 from koinon.lm.reading import CACHES
 
@@ -49,6 +50,10 @@ class Rows:
     at: int
     """The column of the subject's last token."""
 
+    def until(self, end: int) -> "Rows":
+        """Without the columns from one on: nothing that comes after what is asked has a part in it."""
+        return Rows(self.ids[:, :end], self.mask[:, :end], self.answer[:, :end], self.at)
+
 
 def rows(lm: LM, fact: Fact, before: Sequence[str], closing: str | None = None) -> Rows:
     """The fact's question with its object behind each beginning; and, as the last row, ``closing`` in place of both.
@@ -82,22 +87,29 @@ def rows(lm: LM, fact: Fact, before: Sequence[str], closing: str | None = None) 
 class Suffix:
     """The rows from the subject's last token on: what is before it is read once and kept as keys and values."""
 
-    def __init__(self, lm: LM, texts: Rows):
-        self.lm, self.texts = lm, texts
+    def __init__(self, lm: LM, texts: Rows, site: nn.Module):
+        self.lm, self.texts, self.site = lm, texts, site
         self._places = (texts.mask.long().cumsum(1) - 1).clamp(min=0)
         known = inspect.signature(lm.model.forward).parameters
-        self._takes_places, self._takes_columns = "position_ids" in known, "logits_to_keep" in known
+        self._takes_places = "position_ids" in known
         self._cached_as = next((name for name in CACHES if name in known), CACHES[0])
         self._kept: Any = None
         if texts.at:
             with torch.no_grad():
-                self._kept = self._call(slice(0, texts.at), None, True, torch.tensor([0]))[self._cached_as]
+                nowhere = torch.zeros(1, dtype=torch.long, device=texts.ids.device)
+                said_at(lm.anatomy, nowhere, nowhere, lambda: self._read(slice(0, texts.at)), site)
 
-    def logits(self, columns: Int64[Tensor, " column"]) -> Float[Tensor, "row column token"]:
-        """What the model says at some places, counted from the subject's last token."""
-        columns = columns.to(self.texts.ids.device)
-        found = self._call(slice(self.texts.at, None), self._cache(), self._kept is not None, columns).logits
-        return found if self._takes_columns else found[:, columns]
+    def logits(self, rows: Int64[Tensor, " place"], columns: Int64[Tensor, " place"]) -> Float[Tensor, "place token"]:
+        """What the model says at some places, their columns counted from the subject's last token."""
+        whole = slice(self.texts.at, None)
+        kept = self._kept is not None
+        return said_at(self.lm.anatomy, rows, columns, lambda: self._call(whole, self._cache(), kept).logits, self.site)
+
+    def _read(self, places: slice) -> Tensor:
+        """Keep the keys and values of the first tokens."""
+        found = self._call(places, None, True)
+        self._kept = found[self._cached_as]
+        return found.logits
 
     def _cache(self) -> Any:
         """A copy that can grow: its layers take new tensors and leave the old ones as they are."""
@@ -106,11 +118,9 @@ class Suffix:
             cache.layers = [copy.copy(layer) for layer in cache.layers]
         return cache
 
-    def _call(self, places: slice, cache: Any, use_cache: bool, columns: Tensor) -> Any:
+    def _call(self, places: slice, cache: Any, use_cache: bool) -> Any:
         end = places.stop or self.texts.mask.shape[1]
         named: dict[str, Any] = {"position_ids": self._places[:, places]} if self._takes_places else {}
-        if self._takes_columns:  # the head is a large part of a pass
-            named["logits_to_keep"] = columns
         if cache is not None:
             named[self._cached_as] = cache
         return self.lm.model(
@@ -179,14 +189,14 @@ def aim(lm: LM, fact: Fact, site: nn.Module, before: Sequence[str], how: Descent
         how: of the descent.
     """
     texts = rows(lm, fact, before, closing="{} is a")
-    suffix = Suffix(lm, texts)
-    ids, answer = texts.ids[:-1, texts.at + 1 :], texts.answer[:-1, texts.at + 1 :]
-    asked = answer.any(0).nonzero()[:, 0]  # places just before the answer's tokens, in any row
-    columns = torch.cat([asked.new_zeros(1), asked])
-    ids, answer = ids[:, asked], answer[:, asked]
+    row, column = texts.answer[:, texts.at + 1 :].nonzero().T  # places just before the answer's tokens
+    wanted = texts.ids[row, texts.at + 1 + column, None]
+    suffix = Suffix(lm, texts.until(texts.at + 1 + int(column.max())), site)
+    last = torch.tensor([len(texts.ids) - 1]).to(row), torch.tensor([0]).to(row)
+    places = torch.cat([row, last[0]]), torch.cat([column, last[1]])
     with repeating(_below(lm, site)):
         with torch.no_grad(), watched({"site": site}) as seen:
-            plain = suffix.logits(columns)[-1, 0].float().log_softmax(-1)
+            plain = suffix.logits(*last)[0].float().log_softmax(-1)
         start = seen["site"].flatten(0, -2)[0].float()
         delta = torch.zeros_like(start, requires_grad=True)
         adam = torch.optim.Adam([delta], lr=how.rate)
@@ -198,12 +208,11 @@ def aim(lm: LM, fact: Fact, site: nn.Module, before: Sequence[str], how: Descent
         for _ in range(how.steps - 1):  # the last step would only look at the loss
             with torch.enable_grad():
                 with rewritten(site, change, len(texts.ids)):
-                    logits = suffix.logits(columns).float()
-                says = logits[:-1, 1:][answer].log_softmax(-1).gather(1, ids[answer][:, None]).squeeze(1)
-                now = logits[-1, 0].log_softmax(-1)
+                    says = suffix.logits(*places).float().log_softmax(-1)
+                now = says[-1]
                 kl = (now.exp() * (now - plain)).sum()
                 small = how.kl * kl + how.decay * delta.norm() / start.norm() ** 2
-                loss = _means(-says, answer).mean() + small
+                loss = _means(-says[:-1].gather(1, wanted).squeeze(1), row).mean() + small
             if float(loss.detach()) < how.enough:
                 break
             (delta.grad,) = torch.autograd.grad(loss, delta)
@@ -214,17 +223,16 @@ def aim(lm: LM, fact: Fact, site: nn.Module, before: Sequence[str], how: Descent
 
 
 def _below(lm: LM, site: nn.Module) -> list[nn.Module]:
-    """The blocks before the one that a module is in: what happens there does not depend on what it gives."""
+    """The blocks before the one that a module is in, and itself: what they give does not depend on its change."""
     blocks = [block.module for block in lm.anatomy.blocks]
     number = next((number for number, its in enumerate(blocks) if any(one is site for one in its.modules())), 0)
-    return blocks[:number]
+    return [*blocks[:number], site]
 
 
-def _means(values: Float[Tensor, " n"], where: Bool[Tensor, "row rest"]) -> Float[Tensor, " row"]:
+def _means(values: Float[Tensor, " n"], row: Int64[Tensor, " n"]) -> Float[Tensor, " row"]:
     """The mean over each row's places."""
-    row = where.nonzero()[:, 0]
-    total = values.new_zeros(len(where)).index_add(0, row, values)
-    return total / where.sum(1)
+    counts = row.bincount()
+    return values.new_zeros(len(counts)).index_add(0, row, values) / counts
 
 
 def keys(lm: LM, facts: Sequence[Fact], site: nn.Module, before: Sequence[str]) -> Float[Tensor, "fact before into"]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from koinon.edit._layers import Layer
+from koinon.edit._places import said_at
 from koinon.lm.anatomy import sharing
 from koinon.lm.language import LM, Encoded
 from koinon.lm.reading import Reading, attach
@@ -91,9 +92,9 @@ def put(base: LM, name: str, memory: Memory) -> LM:
 
 
 class Above:
-    """Texts read again and again from one block on: what the blocks below it give is computed once.
+    """Texts read again and again from one projection on: what is below it is computed once.
 
-    That they give the same again is tried; where it does not hold, every pass is a whole one.
+    That it gives the same again is tried; where it does not hold, every pass is a whole one.
     """
 
     def __init__(self, lm: LM, layer: int, texts: Encoded):
@@ -102,27 +103,28 @@ class Above:
         self.falls = self.lm.anatomy.block(layer).falls.module
         """The way back of the block's FFN."""
         seen: dict[str, Any] = {}
+        before = _Before(blocks[-1], self.falls)
         handles = [
             self.falls.register_forward_hook(lambda module, given, out: seen.update(into=given[0])),
             *[its.register_forward_hook(lambda module, given, out: seen.update(below=out)) for its in blocks[:-1]],
         ]
-        with torch.no_grad():
+        with torch.no_grad(), before:
             plain = self.lm.logits(texts)
         for handle in handles:
             handle.remove()
         self.into: Float[Tensor, "text time into"] = seen["into"]
         """What goes into that projection; the same in every pass."""
-        self.short = self._shortened(blocks[:-1], seen.get("below"), plain)
-        """Whether the blocks below are left out."""
+        self.short = self._shortened({**dict.fromkeys(blocks[:-1], seen.get("below")), **before.found}, plain)
+        """Whether what is below is left out."""
 
-    def _shortened(self, below: list[nn.Module], given: Any, plain: Tensor) -> bool:
-        for its in below:
-            its.forward = lambda *args, **named: given
+    def _shortened(self, gives: dict[nn.Module, Any], plain: Tensor) -> bool:
+        for module, given in gives.items():
+            module.forward = lambda *args, given=given, **named: given
         with torch.no_grad():
             if torch.equal(self.lm.logits(self.texts), plain):
-                return bool(below)
-        for its in below:
-            del its.forward
+                return True
+        for module in gives:
+            del module.forward
         return False
 
     def logits(self, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "text time token"]:
@@ -134,11 +136,43 @@ class Above:
         finally:
             handle.remove()
 
-    def harm(self, logits: Float[Tensor, "text time token"]) -> Tensor:
-        """The mean over the texts of the mean negative log-probability of their answers' tokens."""
-        asked = self.texts.answer[:, 1:]
-        says = logits[:, :-1][asked].float().log_softmax(-1)
-        each = -says.gather(1, self.texts.ids[:, 1:][asked][:, None]).squeeze(1)
-        row = asked.nonzero()[:, 0]
-        total = each.new_zeros(len(asked)).index_add(0, row, each)
-        return (total / asked.sum(1)).mean()
+    def harm(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean over the texts of the mean negative log-probability of their answers' tokens, if so changed."""
+        row, column = self.texts.answer[:, 1:].nonzero().T
+        says = (
+            said_at(self.lm.anatomy, row, column, lambda: self.logits(change), but=self.falls).float().log_softmax(-1)
+        )
+        each = -says.gather(1, self.texts.ids[row, column + 1, None]).squeeze(1)
+        counts = row.bincount(minlength=len(self.texts.ids))
+        return (each.new_zeros(len(counts)).index_add(0, row, each) / counts).mean()
+
+
+class _Before:
+    """What the parts of a block give that are done when one of them begins, and are not called again."""
+
+    def __init__(self, block: nn.Module, end: nn.Module):
+        self.block, self.end = block, end
+        self.found: dict[nn.Module, Any] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "_Before":
+        begun: list[bool] = []
+        calls: list[nn.Module] = []
+
+        def after(module: nn.Module, given: tuple, out: Any) -> None:
+            calls.append(module)
+            if not begun and calls.count(module) == 1:
+                self.found[module] = out
+            elif calls.count(module) > 1:
+                self.found.pop(module, None)
+
+        self._handles = [its.register_forward_hook(after) for its in self.block.modules() if its is not self.end]
+        self._handles.append(self.end.register_forward_pre_hook(lambda *_: begun.append(True)))
+        self._handles.append(
+            self.end.register_forward_hook(lambda module, given, out: self.found.update({module: out}))
+        )
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()

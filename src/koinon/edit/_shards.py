@@ -108,6 +108,7 @@ class Routing:
         outside: Prompts | None,
         old: Prompts | None,
         far: Prompts | None,
+        moved: Float[Tensor, "text time out"] | None = None,
     ) -> Tensor:
         """L_a (equation 6), and the same margins for replayed prompts; a mean over prompts of each term.
 
@@ -117,8 +118,9 @@ class Routing:
             outside: irrelevant ones.
             old: of earlier edits in this memory.
             far: of edits in others.
+            moved: what delta makes of the fact's, if it is known.
         """
-        inside = self._of(edit, delta)
+        inside = self._of(edit, delta, moved)
         total = (self.beta - inside).relu().mean()
         if outside is not None:
             out = self._of(outside, delta)
@@ -129,8 +131,8 @@ class Routing:
             total = total + (self._of(far, delta) - self.alpha).relu().mean()
         return total
 
-    def _of(self, prompts: Prompts, delta: Tensor) -> Tensor:
-        return self.excitement.of(prompts.into, delta, prompts.mask) / self.unit
+    def _of(self, prompts: Prompts, delta: Tensor, moved: Tensor | None = None) -> Tensor:
+        return self.excitement.of(prompts.into, delta, prompts.mask, moved) / self.unit
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ class Descent:
     bound: float
     """How far an entry may be from what it is in W_v."""
     enough: float
-    """The loss at which it may stop."""
-    settled: float
-    """It does if the loss moved by less than this."""
+    """The loss at which it stops."""
 
     def run(
         self,
@@ -163,14 +163,13 @@ class Descent:
             mask: the entries that move.
             loss: of W_v' - W_v.
         """
-        delta, mask, last = delta.clone().requires_grad_(), mask.to(delta.device), float("inf")
+        delta, mask = delta.clone().requires_grad_(), mask.to(delta.device)
         for _ in range(self.steps):
             with torch.enable_grad():
                 now = loss(delta)
-                if float(now) <= self.enough and abs(float(now) - last) < self.settled:
+                if float(now) <= self.enough:
                     break
                 (slope,) = torch.autograd.grad(now, delta)
-            last = float(now)
             with torch.no_grad():
                 slope += self.decay * (weight + delta)
                 delta -= self.rate * slope * mask

@@ -30,10 +30,17 @@ class Excitement:
     """Count each token by the length of what goes into the projection, so that none outweighs the others by that."""
 
     def of(
-        self, into: Float[Tensor, "text time into"], delta: Float[Tensor, "out into"], prompt: Bool[Tensor, "text time"]
+        self,
+        into: Float[Tensor, "text time into"],
+        delta: Float[Tensor, "out into"],
+        prompt: Bool[Tensor, "text time"],
+        moved: Float[Tensor, "text time out"] | None = None,
     ) -> Float[Tensor, " text"]:
-        """||A(x) (W_v' - W_v)^T|| of each token, or its ratio to ||A(x)||, over the tokens of each prompt."""
-        each = F.linear(into, delta.to(into.dtype)).float().norm(dim=-1)
+        """||A(x) (W_v' - W_v)^T|| of each token, or its ratio to ||A(x)||, over the tokens of each prompt.
+
+        ``moved`` is that product, if it is known.
+        """
+        each = (F.linear(into, delta.to(into.dtype)) if moved is None else moved).float().norm(dim=-1)
         if self.balanced:
             each = each / into.float().norm(dim=-1).clamp(min=1e-12)
         if self.over == "max":

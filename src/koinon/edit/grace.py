@@ -96,7 +96,7 @@ class Grace(Edit):
 
         for _ in range(self.steps):
             with torch.enable_grad():
-                loss = above.harm(above.logits(change))
+                loss = above.harm(change)
                 (value.grad,) = torch.autograd.grad(loss, value)
             adam.step()
         return value.detach()

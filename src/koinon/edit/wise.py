@@ -3,8 +3,9 @@
 Departures: a sequence is routed once, by its prompt, and stays there while it is generated; each sequence of a batch is
 routed for itself (the release routes by the batch's mean, and anew with each token). Excitement is taken of what the
 matrices give, as in the paper; the release puts it through the model's activation function first. Weight decay, too, is
-held to the shard's mask, and exactly a share of the entries is free, not each with that probability. Replay asks edits
-of the same memory to excite it, and those of others not to, with or without merging. SLERP and DARE are not offered.
+held to the shard's mask, and exactly a share of the entries is free, not each with that probability. The descent ends
+when the loss is low, moving or not. Replay asks edits of the same memory to excite it, and those of others not to, with
+or without merging. SLERP and DARE are not offered.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from koinon.core import Paper
@@ -63,8 +65,8 @@ class Wise(Edit):
     patch: ClassVar = SideMemory
     null: ClassVar = {"steps": 0}
     quick: ClassVar = (
-        {"layer": 1, "steps": 7, "rate": 0.1, "share": 0.4, "bound": 0.3, "decay": 0.01, "enough": 6.0, "settled": 0.7}
-        | {"shard": 1, "shards": 1, "retrieve": False, "trim": 0.3, "past": 0.4, "ratio": 0.85, "quantile": 0.4}
+        {"layer": 1, "steps": 7, "rate": 0.03, "share": 0.4, "bound": 0.3, "decay": 0.01, "enough": 2.1, "alpha": 2.0}
+        | {"shard": 1, "shards": 1, "retrieve": False, "trim": 0.3, "past": 0.4, "ratio": 0.66, "quantile": 0.4}
         | {"count": 1, "lengths": (2,), "over": "last"}
     )
 
@@ -93,9 +95,7 @@ class Wise(Edit):
     decay: float = 1e-5
     """Weight decay of W_v'."""
     enough: float = 0.02
-    """The loss at which it may stop."""
-    settled: float = 1e-4
-    """It does if the loss moved by less than this."""
+    """The loss at which it stops."""
     bound: float = 1.0
     """How far an entry may go from what it is in W_v, up or down."""
     routing: float = 1.0
@@ -156,16 +156,13 @@ class Wise(Edit):
         edit, others = Prompts(above.into, above.texts.prompt), self._others(ready, known, side, fact)
         routing = Routing(self.alpha, self.beta, self.gamma, ready.scale.unit, excitement)
         rate = self.rate * ready.scale.gain**2
-        how = Descent(self.steps, rate, self.decay, self.bound, self.enough, self.settled)
-        delta = how.run(
-            side.delta,
-            ready.falls.weight.detach(),
-            ready.masks.of(side.shard),
-            lambda delta: (
-                above.harm(above.logits(lambda out: out + F.linear(above.into, delta.to(out.dtype))))
-                + self.routing * routing.loss(delta, edit, *others)
-            ),
-        )
+        how = Descent(self.steps, rate, self.decay, self.bound, self.enough)
+
+        def loss(delta: Tensor) -> Tensor:
+            moved = F.linear(above.into, delta.to(above.into.dtype))
+            return above.harm(lambda out: out + moved) + self.routing * routing.loss(delta, edit, *others, moved=moved)
+
+        delta = how.run(side.delta, ready.falls.weight.detach(), ready.masks.of(side.shard), loss)
         finite({"W_v' - W_v": delta})
         score = float(excitement.of(above.into[:1], delta, above.texts.prompt[:1]))
         sides.append(replace(side, delta=delta, scores=(*side.scores, score), steps=(*side.steps, step)))

@@ -156,7 +156,7 @@ class Lesson:
         None of the prompts is asked when edits are judged.
         """
         every = [*self.stream, *self.valid, *(case for its in self.tasks.values() for case in its)]
-        asked = {probe.prompt for case in every for probe in case.probes}
+        asked = {probe.prompt for case in every for probe in case.probes} | {case.fact.question for case in every}
         cases = []
         for case in self.swapped("train", "material", self.sizes.material):
             probes = tuple(its for its in case.probes if its.prompt not in asked)

@@ -1,0 +1,210 @@
+"""The comparison of editors: what they are given, and how they are judged."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+
+from koinon.bench.statistics import Resampling
+from koinon.core import UserError
+from koinon.data import factlab
+from koinon.edit._measures import measure
+from koinon.edit.finetune import Finetune
+from koinon.lm.language import LM
+from koinon.lm.small import decoder, tokenizer_of
+from koinon.recipes import _editing
+from koinon.recipes._editing import ASPECTS, EditWorld, Lesson, Sizes, figures, gone, pool_of, score, values
+from koinon.recipes.edit import SCALES, EditRecipe, Entrant, entrants
+
+SIZES = Sizes(single=3, stream=(1, 3), batch=3, valid=2, material=6, probes=2)
+
+
+@pytest.fixture(scope="module")
+def world() -> EditWorld:
+    """Made facts, and a model that knows none of them: what is asked is what counts here."""
+    lab = factlab.made()
+    tokenizer = tokenizer_of(lab.statements(), 400)
+    lm = LM.of(decoder(tokenizer, width=16, layers=2, heads=2, wide=32, context=96), tokenizer)
+    made = EditWorld(lm, lab, factlab.made(towns=36))
+    made.__dict__["known"] = lab.taught  # as if it knew them
+    return made
+
+
+def test_pools_are_of_different_subjects_and_do_not_change():
+    names = {pool_of(f"subject {number}") for number in range(100)}
+    assert names == {"train", "valid", "test"}
+    assert [pool_of(name) for name in ("Lyon", "Oslo", "gold")] == [pool_of(name) for name in ("Lyon", "Oslo", "gold")]
+
+
+def test_what_editors_look_at_is_not_what_they_are_judged_by(world):
+    lesson = Lesson(world, SIZES, 0)
+    judged = [*lesson.stream, *lesson.valid, *(case for cases in lesson.tasks.values() for case in cases)]
+    asked = {probe.prompt for case in judged for probe in case.probes} | {case.fact.question for case in judged}
+    material = lesson.material
+    assert material.cases
+    assert material.unrelated
+    assert not set(material.unrelated) & asked
+    assert not {its.prompt for case in material.cases for its in case.probes} & asked
+    pools = [{pool_of(case.fact.subject) for case in cases} for cases in (lesson.stream, lesson.valid, material.cases)]
+    assert pools == [{"test"}, {"valid"}, {"train"}]
+
+
+def test_facts_are_exchanged_for_others_of_their_relation(world):
+    lesson = Lesson(world, SIZES, 0)
+    assert len(lesson.stream) == 3
+    for case in lesson.stream:
+        assert case.fact.object != case.fact.was
+        assert case.fact.object in {its.object for its in world.lab.related(case.fact.relation)}
+        assert {probe.aspect for probe in case.probes} >= {"generality", "locality"}
+    assert len({case.fact.subject for case in lesson.stream}) == 3
+
+
+def test_new_facts_are_of_subjects_the_model_never_saw(world):
+    tasks = Lesson(world, SIZES, 0).tasks
+    taught = {fact.subject for fact in world.lab.facts}
+    assert not {case.fact.subject for case in tasks["insertion"]} & taught
+    assert all(case.fact.was for case in tasks["erasure"])
+    assert set(tasks) <= {"modification", "insertion", "one of several", "erasure"}
+
+
+def test_seeds_draw_other_facts_and_one_seed_the_same(world):
+    one, again, other = (Lesson(world, SIZES, seed).stream for seed in (0, 0, 1))
+    assert one == again
+    assert one != other
+
+
+def test_figures_are_means_over_cases(world):
+    lesson = Lesson(world, SIZES, 0)
+    judged = measure(world.lm, world.lm, lesson.stream)
+    found = figures(judged, "x", draws=3)
+    assert found["x.locality"].value == 1.0
+    for aspect in ASPECTS[:2]:
+        each = [its.score(aspect, "teacher") for its in judged]
+        assert found[f"x.{aspect}.teacher"].value == pytest.approx(np.mean(each))
+    three = [found[f"x.{aspect}"].value for aspect in ASPECTS[:3]]
+    assert found["x.triangle"].value == pytest.approx(np.mean(three)) == pytest.approx(score(judged))
+    assert found["x.harmonic"].value == pytest.approx(0 if 0 in three else 3 / sum(1 / its for its in three), abs=1e-9)
+    assert len(found["x.locality"].draws) == 3
+
+
+def test_a_case_without_probes_of_an_aspect_does_not_count_for_it(world):
+    lesson = Lesson(world, SIZES, 0)
+    bare = [dataclasses.replace(case, probes=()) for case in lesson.stream]
+    judged = measure(world.lm, world.lm, bare)
+    assert np.isnan(values(judged, "locality", "exact")).all()
+    assert "x.locality" not in figures(judged, "x")
+    assert "x.triangle" not in figures(judged, "x")
+
+
+def test_all_facts_so_far_are_asked_again_at_each_mark(world):
+    lesson = Lesson(world, SIZES, 0)
+    editor = lesson.editor(Finetune(layer=0, steps=3, rate=1e-2, bound=0.0))
+    rows = lesson.in_a_row(editor, lesson.stream, (1, 3))
+    assert {mark: len(judged) for mark, judged in rows.items()} == {1: 1, 3: 3}
+    assert lesson.edits == 3
+    first = editor.edit([lesson.stream[0].fact])
+    last = editor.edit([its.fact for its in lesson.stream[1:]], first)
+    assert last.steps != first.steps
+    asked = ([lesson.stream[0].fact.question], [lesson.stream[0].fact.object])
+    assert rows[1][0].answered[0].after == first.lm.score(*asked)[0]
+    assert rows[3][0].answered[0].after != rows[1][0].answered[0].after, "the first fact was not asked again"
+
+
+def test_what_must_go_is_gone_when_it_is_no_longer_said(world):
+    lesson = Lesson(world, SIZES, 0)
+    cases = lesson.tasks["erasure"][:1]
+    (said,) = world.lm.generate([cases[0].fact.question], 1)
+    kept = [dataclasses.replace(cases[0], fact=dataclasses.replace(cases[0].fact, was=said.strip() or "x"))]
+    editor = lesson.editor(Finetune(layer=0, steps=0))
+    same = editor.edit([kept[0].fact])
+    assert gone(world.lm, [same], kept).tolist() == [float(not said.strip())]
+    assert gone(world.lm, [same], cases).tolist() == [1.0]
+
+
+def test_the_best_point_on_other_facts_is_taken(world, monkeypatch):
+    lesson = Lesson(world, SIZES, 0)
+    judged = []
+
+    def reliability(found):
+        judged.append([its.case for its in found])
+        return float(values(found, "reliability", "sampled").mean())
+
+    monkeypatch.setattr(_editing, "score", reliability)
+    method, point = lesson.chosen(Finetune(layer=0, bound=0.0, steps=12), ({"rate": 1e-9}, {"rate": 3e-2}))
+    assert judged == [lesson.valid, lesson.valid]
+    assert point == {"rate": 3e-2}
+    assert method.rate == 3e-2
+    only, _ = lesson.chosen(Finetune(), ({"layer": 1},))
+    assert only.layer == 1
+
+
+def test_a_row_of_every_part(world):
+    recipe = EditRecipe("world", "tiny")
+    settings = recipe.settings(world)
+    entrant = Entrant(Finetune(layer=0, rate=1e-2, bound=0.0, steps=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        row = recipe.cell(world, entrant, 0)
+    metrics = row["metrics"]
+    for name in (settings["main"], *settings["shown"]):
+        if not name.endswith("portability"):
+            assert name in metrics, name
+    assert settings["main"] == "row.4.triangle"
+    assert {name.split(".")[0] for name in metrics} == {"alone", "row", "batch"}
+    assert "alone.erasure.gone" in metrics
+    assert row["cost"]["kept_bytes"] == 16 * 32 * 4
+    assert row["cost"]["edits"] >= 4 + 3
+    assert set(row["draws"]) <= {settings["main"], *settings["shown"]}
+    assert len(row["draws"][settings["main"]]) == 100
+
+
+def test_the_unedited_model_changes_nothing(world):
+    row = EditRecipe("world", "tiny").cell(world, entrants(2, 2)["base"], 0)
+    assert row["metrics"]["row.4.locality"] == 1.0
+    assert row["metrics"]["alone.modification.locality"] == 1.0
+    assert row["metrics"]["batch.3.locality"] == 1.0
+
+
+def test_contestants_are_those_of_the_cards():
+    found = entrants(1_000, 4)
+    assert {
+        "base",
+        "finetune_m",
+        "finetune_l",
+        "lora",
+        "rome",
+        "memit",
+        "alphaedit",
+        "mend",
+        "serac",
+        "ike",
+        "grace",
+    } <= (set(found))
+    assert len({repr(its) for its in found.values()}) == len(found)
+    assert all(len(its.points) in (1, 2, 3, 6) for its in found.values())
+
+
+def test_a_method_of_ones_own_must_be_an_editor(world):
+    with pytest.raises(UserError, match="no way of editing"):
+        EditRecipe("world", "tiny", ("merge.ties",)).contestants(world)
+    assert "finetune" in EditRecipe("world", "tiny", ("edit.finetune",)).contestants(world)
+
+
+def test_wrong_names_are_told():
+    with pytest.raises(UserError, match="scale"):
+        EditRecipe("world", "huge").prepare()
+    with pytest.raises(UserError, match="data set"):
+        EditRecipe("wrld", "small").prepare()
+    assert SCALES["small"].seeds == 5
+
+
+def test_resamplings_are_of_cases(world):
+    lesson = Lesson(world, SIZES, 0)
+    judged = measure(world.lm, world.lm, lesson.stream)
+    each = values(judged, "reliability", "sampled")
+    counts = Resampling(None, len(judged), 5).counts
+    expected = counts @ each / counts.sum(1)
+    found = figures(judged, "x", draws=5)["x.reliability.sampled"]
+    assert found.value == pytest.approx(expected[0])
+    assert found.draws == pytest.approx(expected[1:])
