@@ -1,4 +1,4 @@
-"""What a model says at some places only: its head, and its last FFN, are large parts of a pass of which little is read."""
+"""What a model says at some places only: little is read of what its head and its last FFN, large parts of it, compute."""
 
 from collections.abc import Callable
 

@@ -47,16 +47,19 @@ def read(where: str | Path, dtype: str = "auto", device: str | None = None, mask
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars that transformers draws while it reads and writes, and what it says that is no error."""
+    """Without the bars that transformers draws while it reads and writes, and what it and the hub say on the way."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    level, showed = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, talked, showed = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub.set_verbosity(talked)
         if showed:
             logging.enable_progress_bar()
 
