@@ -1,4 +1,4 @@
-"""What a model says at some places only: little is read of what its head and its last FFN, large parts of it, compute."""
+"""What a model says at some places only: of what its head and last FFN, large parts of it, compute, little is read."""
 
 from collections.abc import Callable
 
