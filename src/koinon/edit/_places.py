@@ -1,9 +1,10 @@
-"""What a model says at some places only: of what its head and last FFN, large parts of it, compute, little is read."""
+"""What a model says at some places only: the head and the last block, large parts of a pass, compute little else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from koinon.lm.anatomy import Anatomy
 
@@ -15,34 +16,45 @@ def said_at(
     call: Callable[[], Tensor],
     but: nn.Module,
 ) -> Float[Tensor, "place token"]:
-    """The logits at some places of the texts that a pass reads; the head and the last block's FFN compute no others.
+    """The logits at some places of the texts that a pass reads.
 
     Args:
         anatomy: of the model.
         rows: the numbers of the texts.
         columns: the numbers of the tokens.
         call: the pass, which gives logits.
-        but: if it is in the last block, that block's FFN computes all.
+        but: if it is in the last block, that block computes all.
     """
-    taken, wide = [], []
-
-    def take(module: nn.Module, given: tuple) -> tuple | None:
-        if given[0].ndim != 3:  # the texts are in one row here: all of it, then
-            return None
-        (taken if module is anatomy.head else wide).append(given[0].shape[:2])
-        return given[0][rows, columns][None], *given[1:]
-
-    def spread(module: nn.Module, given: tuple, out: Tensor) -> Tensor | None:
-        return out.new_zeros(*wide[-1], out.shape[-1]).index_put((rows, columns), out[0]) if wide else None
-
+    taken: list[Size] = []
+    handles = [anatomy.head.register_forward_pre_hook(_taking(rows, columns, taken))]
     last = anatomy.blocks[-1]
-    handles = [anatomy.head.register_forward_pre_hook(take)]
-    if all(its is not but for its in last.module.modules()):
-        handles += [its.module.register_forward_pre_hook(take) for its in last.rises]
-        handles.append(last.falls.module.register_forward_hook(spread))
+    if all(its is not but for its in last.module.modules()):  # what attention has mixed, and the FFN: place by place
+        handles += _narrowed([last.attends.module], last.attends.module, rows, columns)
+        handles += _narrowed([its.module for its in last.rises], last.falls.module, rows, columns)
     try:
         logits = call()
     finally:
         for handle in handles:
             handle.remove()
     return logits[0] if taken else logits[rows, columns]
+
+
+def _narrowed(starts: Sequence[nn.Module], end: nn.Module, rows: Tensor, columns: Tensor) -> list[Any]:
+    """From some modules to another only the places are computed; the others come out as zeros, which nobody reads."""
+    taken: list[Size] = []
+
+    def widen(module: nn.Module, given: tuple, out: Tensor) -> Tensor | None:
+        return out.new_zeros(*taken[0], out.shape[-1]).index_put((rows, columns), out[0]) if taken else None
+
+    take = _taking(rows, columns, taken)
+    return [*(its.register_forward_pre_hook(take) for its in starts), end.register_forward_hook(widen)]
+
+
+def _taking(rows: Tensor, columns: Tensor, taken: list[Size]) -> Callable[[nn.Module, tuple], tuple | None]:
+    def take(module: nn.Module, given: tuple) -> tuple | None:
+        if given[0].ndim != 3:  # the texts are in one row here: all of it, then
+            return None
+        taken.append(given[0].shape[:2])
+        return given[0][rows, columns][None], *given[1:]
+
+    return take

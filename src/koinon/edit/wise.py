@@ -153,14 +153,16 @@ class Wise(Edit):
         # 2. Descend.
         texts = [its + fact.question for its in ready.before]
         above = Above(ready.lm, ready.layer, ready.lm.encode(texts, [fact.object] * len(texts)))
-        edit, others = Prompts(above.into, above.texts.prompt), self._others(ready, known, side, fact)
+        edit = Prompts(above.into, above.texts.prompt)
+        outside, replayed, far = self._others(ready, known, side, fact)
         routing = Routing(self.alpha, self.beta, self.gamma, ready.scale.unit, excitement)
         rate = self.rate * ready.scale.gain**2
         how = Descent(self.steps, rate, self.decay, self.bound, self.enough)
 
         def loss(delta: Tensor) -> Tensor:
             moved = F.linear(above.into, delta.to(above.into.dtype))
-            return above.harm(lambda out: out + moved) + self.routing * routing.loss(delta, edit, *others, moved=moved)
+            margins = routing.loss(delta, edit, outside, replayed, far, moved)
+            return above.harm(lambda out: out + moved) + self.routing * margins
 
         delta = how.run(side.delta, ready.falls.weight.detach(), ready.masks.of(side.shard), loss)
         finite({"W_v' - W_v": delta})

@@ -206,8 +206,12 @@ class LM:
 
     def logits(self, encoded: Encoded) -> Float[Tensor, "text time token"]:
         """The plain forward pass; what is prompt and what is answer is told to modules that decide by it."""
-        with reading_of(self.model).asked(encoded.prompt):
+        with self._reading.asked(encoded.prompt):
             return self.model(input_ids=encoded.ids, attention_mask=encoded.mask.long(), use_cache=False).logits
+
+    @cached_property
+    def _reading(self) -> Any:
+        return reading_of(self.model)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Said]:
