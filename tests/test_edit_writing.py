@@ -15,6 +15,8 @@ from koinon.edit._aims import Descent, aim, at_subjects, keys, repeating, values
 from koinon.edit._checks import TEXTS, quiet
 from koinon.edit._contract import Editor
 from koinon.edit._edited import Material
+from koinon.edit._memories import Above
+from koinon.edit._places import said_at
 from koinon.edit._spread import Beginnings, window
 from koinon.edit._statistics import factored
 from koinon.edit.alphaedit import AlphaEdit
@@ -125,6 +127,35 @@ def test_layers_below_are_computed_once():
     aim(lm, FACTS[0], lm.anatomy.block(1).module, BEFORE, Descent(**DESCENT))
     assert calls.count("below") == 2  # the beginnings, and the rest
     assert calls.count("above") == 2 + DESCENT["steps"] - 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "opt", "gemma2"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_what_a_change_does_to_answers_is_computed_where_it_is_read(name, layer):
+    """The change reaches every token; below it nothing is computed again, and above it little that nobody reads."""
+    lm = made(name)
+    texts = lm.encode([its + FACTS[0].question for its in BEFORE], [FACTS[0].object] * len(BEFORE))
+    above = Above(lm, layer, texts)
+
+    def change(out):
+        return 2 * out + 0.1
+
+    handle = lm.anatomy.block(layer).falls.module.register_forward_hook(lambda module, given, out: change(out))
+    with torch.no_grad():
+        whole = lm.logits(texts)
+    handle.remove()
+    row, column = texts.answer[:, 1:].nonzero().T
+    sizes = []
+    for its in (above.lm.anatomy.head, above.lm.anatomy.blocks[-1].rises[0].module):
+        its.register_forward_hook(lambda module, given, out: sizes.append(given[0].shape[:-1].numel()))
+    read = said_at(above.lm.anatomy, row, column, lambda: above.logits(change), but=above.falls)
+    torch.testing.assert_close(read, whole[row, column], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole, lm.logits(texts), atol=1e-2)
+    if name != "opt" and layer < 2:
+        assert sizes == [len(row)] * 2
+    each = -whole[:, :-1].log_softmax(-1).gather(2, texts.ids[:, 1:, None])[:, :, 0]
+    loss = torch.stack([its[asked].mean() for its, asked in zip(each, texts.answer[:, 1:])]).mean()
+    torch.testing.assert_close(above.harm(change), loss, rtol=1e-4, atol=1e-5)
 
 
 def test_repeating_gives_back_what_it_took():

@@ -29,13 +29,13 @@ class Alike:
     """
 
     def __init__(self, texts: Sequence[str]):
-        counts = Counter(piece for text in texts for piece in set(_pieces(text)))
+        counts = Counter(piece for text in texts for piece in dict.fromkeys(_pieces(text)))
         self.places = {piece: place for place, piece in enumerate(counts)}
         self.weights = [1 + math.log((1 + len(texts)) / (1 + count)) for count in counts.values()]
 
     def __call__(self, one: Sequence[str], other: Sequence[str]) -> Float[Tensor, "n m"]:
-        """From 0 to 1."""
-        return self._vectors(one) @ self._vectors(other).T
+        """From 0 to 1; rounded, so that what is equally alike stays so, whatever the order of the sums."""
+        return (self._vectors(one) @ self._vectors(other).T).round(decimals=5)
 
     def _vectors(self, texts: Sequence[str]) -> Float[Tensor, "text piece"]:
         found = torch.zeros(len(texts), len(self.places))
