@@ -456,6 +456,20 @@ def test_a_report_of_some_cells_compares_the_seeds_both_have(drawn, tmp_path):
     assert alone.text()
 
 
+@pytest.mark.parametrize("width", [60, 120, 400])
+def test_a_narrow_terminal_gets_more_tables_and_no_shortened_words(drawn, tmp_path, width):
+    run(drawn, tmp_path / "out", seeds=[0, 1], labels=["low", "high"])
+    report = read_report(tmp_path / "out")
+    shown = [f"alone.modification.a_metric_{number}" for number in range(6)]
+    rows = [row | {"metrics": row["metrics"] | dict.fromkeys(shown, 0.25)} for row in report.rows]
+    wide = Report(report.recipe, {**report.settings, "shown": shown}, rows)
+    table = wide.text(width).split("has the highest")[0]
+    assert "…" not in table
+    for word in ["low", "high", *shown]:
+        assert word in table
+    assert max(map(len, table.splitlines()[:-1])) <= max(width, 60)
+
+
 def report_of(values: Mapping[str, list[float]], spread: float = 0.001) -> Report:
     """A report of made rows: for each contestant a score a seed, with resamplings around it."""
     shift = np.random.default_rng(0).normal(0, spread, 50)  # the same for all: differences are paired

@@ -15,7 +15,7 @@ from koinon.lm.language import LM
 from koinon.lm.small import decoder, tokenizer_of
 from koinon.recipes import _editing
 from koinon.recipes._editing import ASPECTS, EditWorld, Lesson, Sizes, figures, gone, pool_of, score, values
-from koinon.recipes.edit import SCALES, EditRecipe, Entrant, entrants
+from koinon.recipes.edit import SCALES, SETTINGS, EditRecipe, Entrant, entrants
 
 SIZES = Sizes(single=3, stream=(1, 3), batch=3, valid=2, material=6, probes=2)
 
@@ -183,6 +183,15 @@ def test_contestants_are_those_of_the_cards():
     } <= (set(found))
     assert len({repr(its) for its in found.values()}) == len(found)
     assert all(len(its.points) in (1, 2, 3, 6) for its in found.values())
+
+
+def test_a_slow_model_is_asked_less_and_trains_nothing_beforehand():
+    slow = SETTINGS["smollm2"]
+    found = slow.entrants(0, 30)
+    assert not {"mend", "serac"} & set(found)
+    assert {"finetune_m", "finetune_l", "rome", "memit", "ike", "grace", "wise"} <= set(found)
+    assert len({repr(its) for its in found.values()}) == len(found)
+    assert slow.scales["small"].sizes.single < SCALES["small"].sizes.single
 
 
 def test_a_method_of_ones_own_must_be_an_editor(world):

@@ -195,12 +195,13 @@ class Report:
         console = Console(
             file=io.StringIO(), width=width or max(Console().width, 120), markup=False, emoji=False, highlight=False
         )
-        for columns in ([0, 1, 2, 3 + shown, *range(5 + shown, len(header))], [0, *range(3, 3 + shown)]):
+        first, others = [1, 2, 3 + shown, *range(5 + shown, len(header))], range(3, 3 + shown)
+        for columns in (*_fitting(first, header, body, console.width), *_fitting(others, header, body, console.width)):
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
-            for column in columns:
+            for column in (0, *columns):
                 table.add_column(header[column], justify="right" if column else "left", no_wrap=True)
             for cells in body:
-                table.add_row(*(cells[column] for column in columns))
+                table.add_row(*(cells[column] for column in (0, *columns)))
             console.print(table)
         console.print("\n".join([*self.sentences, "", *self.notes]))
         return console.file.getvalue()  # type: ignore[attr-defined]
@@ -271,6 +272,19 @@ def read_report(folder: Path) -> Report:
     if not content.keys() >= {"recipe", "settings"}:
         raise UserError(f"{head}: damaged: delete it, and run the comparison again")
     return Report(content["recipe"], content["settings"], in_order(read_cell(cell) for cell in cells))
+
+
+def _fitting(
+    columns: Sequence[int], header: Sequence[str], body: Sequence[Sequence[str]], width: int
+) -> list[list[int]]:
+    """Columns in groups, in order, each of which fits beside the first column; one that never does is on its own."""
+    wide = [3 + max(len(cells[column]) for cells in (header, *body)) for column in range(len(header))]
+    groups: list[list[int]] = [[]]
+    for column in columns:
+        if groups[-1] and wide[0] + sum(wide[its] for its in groups[-1]) + wide[column] > width + 1:
+            groups.append([])
+        groups[-1].append(column)
+    return groups
 
 
 def _with_interval(value: Interval, sign: str = "") -> str:

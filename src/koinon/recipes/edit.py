@@ -1,6 +1,6 @@
 """Which way of editing a language model makes a fact stick, alone and among two hundred, and leaves the rest alone?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -56,6 +56,13 @@ SCALES: Mapping[str, Scale] = {
         Sizes(single=100, stream=(1, 10, 100, 500, 1_000), batch=1_000, valid=50, material=2_000, probes=10), 5, 20_000
     ),
 }
+SLOW: Mapping[str, Scale] = {
+    "tiny": SCALES["tiny"],
+    "demo": Scale(Sizes(single=1, stream=(1, 3), batch=3, valid=1, material=20, probes=2), 1, 0),
+    "small": Scale(Sizes(single=4, stream=(1, 5, 10), batch=10, valid=3, material=60, probes=3), 2, 0),
+    "full": SCALES["small"],
+}
+"""For a model that takes a second for a step: fewer facts."""
 SHOWN = ("reliability", "generality", "locality", "portability", "harmonic")
 
 
@@ -100,6 +107,27 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
     }
 
 
+def published(training: int, depth: int) -> dict[str, Entrant]:
+    """Those that need no training beforehand, as published but for the layer or rate, one of two for each."""
+    early, middle = max(1, depth // 6), depth // 2
+    layers = grid(layer=(early, middle))
+    near = grid(ratio=(0.7, 0.88))
+    return {
+        "base": Entrant(Finetune(layer=0, steps=0)),
+        "finetune_m": Entrant(Finetune(bound=0.0), layers),
+        "finetune_l": Entrant(Finetune(loss="prompt end"), layers),
+        "lora": Entrant(Lora(), grid(rate=(1e-3, 5e-3))),
+        "rome": Entrant(Rome(), layers),
+        "rome_release": Entrant(Rome(keys="release"), layers),
+        "memit": Entrant(Memit(spread=min(3, depth)), layers),
+        "alphaedit": Entrant(AlphaEdit(spread=min(3, depth)), layers),
+        "ike": Entrant(Ike(), grid(count=(4, 16))),
+        "grace": Entrant(Grace(), grid(radius=(1.0, 3.0))),
+        "wise": Entrant(Wise(shard=1, shards=10**6), near),
+        "wise_one_shard": Entrant(Wise(shard=10**6), near),
+    }
+
+
 def world_of(name: str, cities: int, seed: int = 0) -> EditWorld:
     """A model of the shelf, what it was taught, and as many cities again that it was not."""
     lm = LM.load(shelf.path(name))
@@ -108,10 +136,25 @@ def world_of(name: str, cities: int, seed: int = 0) -> EditWorld:
     return EditWorld(lm, factlab.made(seed=seed), factlab.made(towns=36, seed=seed))
 
 
-WORLDS: Mapping[str, tuple[str, int]] = {"world": ("world", 2_500), "smollm2": ("smollm2", 2_500)}
-"""Data to the model's name on the shelf, and the number of cities."""
+@dataclass(frozen=True)
+class Setting:
+    """A named comparison."""
+
+    model: str
+    """On the shelf."""
+    cities: int
+    """Whose facts it is asked."""
+    entrants: Callable[[int, int], dict[str, Entrant]]
+    """Of the steps of training beforehand, and the model's depth."""
+    scales: Mapping[str, Scale]
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "world": Setting("world", 2_500, entrants, SCALES),
+    "smollm2": Setting("smollm2", 2_500, published, SLOW),
+}
 MADE = ("world-made", 0)
-"""What the tiny scale takes in its place."""
+"""The model that the tiny scale takes in place of any, and no cities: its facts are made."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +172,14 @@ class EditRecipe(Recipe):
         return f"edit-{self.data}"
 
     @property
+    def setting(self) -> Setting:
+        """What the data's name stands for."""
+        return SETTINGS[pick(self.data, SETTINGS, "data set")]
+
+    @property
     def _scale(self) -> Scale:
-        return SCALES[pick(self.scale, SCALES, "scale")]
+        scales = self.setting.scales
+        return scales[pick(self.scale, scales, "scale")]
 
     @property
     def seeds(self) -> int:
@@ -152,9 +201,8 @@ class EditRecipe(Recipe):
 
     def prepare(self) -> EditWorld:
         """Fetch or train the model, and find what it knows."""
-        pick(self.scale, SCALES, "scale")
-        whose = WORLDS[pick(self.data, WORLDS, "data set")]
-        world = world_of(*(MADE if self.scale == "tiny" else whose))
+        setting, _ = self.setting, self._scale  # both are known names
+        world = world_of(*(MADE if self.scale == "tiny" else (setting.model, setting.cities)))
         if not world.known:
             raise UserError(f"{self.data}: the model knows none of the facts, so that none can be changed")
         return world
@@ -189,7 +237,7 @@ class EditRecipe(Recipe):
             method = build(kind, {})
             assert isinstance(method, Edit)
             own[kind.__name__.lower()] = Entrant(method)
-        return entrants(self._scale.training, len(world.lm.anatomy.blocks)) | own
+        return self.setting.entrants(self._scale.training, len(world.lm.anatomy.blocks)) | own
 
     def cell(self, world: EditWorld, contestant: Entrant, seed: int) -> Row:
         """Choose settings on other facts; then teach each task's facts alone, many in a row, and a batch at once."""
