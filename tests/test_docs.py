@@ -352,6 +352,17 @@ def test_the_gallery_of_merging_draws_its_figure(tmp_path, monkeypatch):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_gallery_of_editing_draws_its_figure(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "examples")  # as where it is run from
+    gallery = module_of(ROOT / "docs" / "examples" / "edit_gallery.py")
+    found = gallery.gallery(("edit.finetune", "edit.grace"))
+    assert list(found) == ["edit.finetune", "edit.grace"]
+    assert all(0 <= value <= 1 for scores in found.values() for value in scores.values())
+    assert found["edit.grace"]["reliability"] > 0.5
+    gallery.draw(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_example_table_is_the_same_each_time(tmp_path):
     for name in ("one.csv", "other.csv"):
         make_ratings(tmp_path / name, people=5)

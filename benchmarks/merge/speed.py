@@ -38,6 +38,7 @@ def main() -> None:
     arguments.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     arguments.add_argument("--methods", nargs="+", default=WORDS, choices=WORDS)
     arguments.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    arguments.add_argument("--no-async", action="store_true", help="run mergekit once, without --async-write")
     arguments.add_argument(
         "--quick", action="store_true", help="1e8 parameters, one round: shows that it runs, no more"
     )
@@ -64,7 +65,8 @@ class Bench:
         self.ours = koinon(chosen.koinon, sys.executable, chosen.cores, SHARD)
         self.exact = koinon(chosen.koinon, sys.executable, chosen.cores, SHARD, "every-step")
         self.theirs = mergekit(chosen.mergekit, chosen.cores, SHARD)
-        self.fast = mergekit(chosen.mergekit, chosen.cores, SHARD, asynchronous=True)
+        fast = mergekit(chosen.mergekit, chosen.cores, SHARD, asynchronous=True)
+        self.sides = (self.ours, self.theirs) if chosen.no_async else (self.ours, self.theirs, fast)
         self.tiny = models(self.folder, TINY, chosen.models)
 
     def table(self, title: str, *columns: str) -> Table:
@@ -124,7 +126,7 @@ class Bench:
                        "GB in", "out")  # fmt: skip
             table = self.table(title + described(shape, len(paths)), *columns)
             for word in self.chosen.methods:
-                self.rows(table, word, paths, (self.ours, self.theirs, self.fast), shape)
+                self.rows(table, word, paths, self.sides, shape)
             self.console.print(table)
 
     def rows(self, table: Table, word: str, paths: Sequence[Path], sides: Sequence[Contestant], shape: Shape) -> None:
@@ -169,7 +171,7 @@ class Bench:
         for _ in range(self.rounds):
             cold(paths)
             found.setdefault("read and write the same bytes", []).append(copy(paths, self.out, 2 * shape.parameters))
-            for side in (self.ours, self.theirs, self.fast):
+            for side in self.sides:
                 starts.setdefault(side.name, []).append(side.merge(self.recipe("linear", self.tiny), self.out).seconds)
                 cold(paths)
                 found.setdefault(side.name, []).append(side.merge(self.recipe("linear", paths), self.out))
