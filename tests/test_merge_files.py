@@ -535,6 +535,7 @@ def stopped(capsys, large: Path, out: Path, how: int) -> tuple[int, str]:
     try:
         assert made.waited(lambda: process.poll() is not None or len(done(hidden / "journal.jsonl")) >= 3)
         os.killpg(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # no thread is writing any more
         assert not out.exists(), "it was through before it could be stopped"
         before = made.held(hidden)
         made.assert_one_line(made.say(capsys, *words(large, out)), str(out), "another process is merging into it")

@@ -162,6 +162,71 @@ _TWIN = (
     Claim("singular values keep more than random elements", "merge-glyphs", "twin", "twin_random", "mean.normalised"),
 )
 
+_UNMOVED = (
+    "at the paper's rates, a perturbation moves by at most 0.04 a pixel, so that the mask is that of Concrete "
+    "AdaMerging; told the trigger in its place, attacks succeed more often, as a confidently wrong model has the low "
+    "entropy that the mask is learnt for"
+)
+_LABELS = (
+    "a defence of a merged model learns from up to 500 labelled rows of each task, of which DAM is given none; "
+    "fine-tuning on those labels alone takes away most of the backdoor"
+)
+_DAM = (
+    *(
+        Claim(
+            f"less backdoor succession and transfer than in {name}",
+            "merge-poisoned",
+            "dam",
+            label,
+            "asr.mean",
+            True,
+            why,
+        )
+        for name, label, why in (
+            ("Concrete AdaMerging", "concrete_adamerging", _UNMOVED),
+            ("AdaMerging", "adamerging", _UNMOVED),
+            ("task arithmetic", "task_arithmetic", _UNMOVED),
+            ("TIES", "ties", _UNMOVED),
+            ("a model whose weights were masked after merging (AWM)", "awm", _LABELS),
+            ("a model that was unlearnt after merging (SAU)", "sau", _LABELS),
+        )
+    ),
+    Claim(
+        "the perturbation helps task arithmetic too",
+        "merge-poisoned",
+        "dam_task_arithmetic",
+        "concrete_task_arithmetic",
+        "asr.mean",
+        True,
+        _UNMOVED,
+    ),
+    Claim(
+        "less backdoor succession than by halving all task vectors",
+        "merge-poisoned",
+        "dam",
+        "task_arithmetic_half",
+        "asr.succession",
+        True,
+        "what lowers attack success here is smaller task vectors, and DAM learns larger ones, as AdaMerging does",
+    ),
+    Claim(
+        "more accurate than halving all task vectors",
+        "merge-poisoned",
+        "dam",
+        "task_arithmetic_half",
+        "mean.normalised",
+    ),
+    Claim(
+        "as the perturbation counts more, less is taken over",
+        "merge-poisoned",
+        "dam_weight_1",
+        "dam_weight_0.01",
+        "asr.mean",
+        True,
+        _UNMOVED,
+    ),
+)
+
 SYSTEMS: tuple[System, ...] = (
     System(
         1,
@@ -345,6 +410,11 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2410.13910",
         "merge",
         methods=("merge.dam",),
+        claims=_DAM,
+        departures=(
+            "The mask's step leaves no gradient behind for lambda's next step; the release does not clear it.",
+            "The final mask is the mean of several draws; the release takes one, and its result hangs on that draw.",
+        ),
     ),
     System(
         27,

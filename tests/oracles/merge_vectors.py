@@ -91,14 +91,27 @@ def breadcrumbs(base, models, density=0.1, outliers=0.01, scale=0.3, weights=(1.
     return merged
 
 
+def small_fast_chaotic(key: Sequence[int], count: int) -> list[int]:
+    """Numbers of 64 bits by Doty-Humphrey's generator from three of them, after its twelve rounds of warming up."""
+    top = (1 << 64) - 1
+    a, b, c = key
+    counter, found = 1, []
+    for _ in range(12 + count):
+        found.append((a + b + counter) & top)
+        counter = (counter + 1) & top
+        a, b = b ^ (b >> 11), (c + (c << 3)) & top
+        c = (((c << 24) | (c >> 40)) + found[-1]) & top
+    return found[12:]
+
+
 def kept(seed: int, model: str, tensor: str, count: int, chunk: int, density: float) -> np.ndarray:
     """Which elements DARE keeps: a stream of 16-bit numbers for each chunk."""
     found = []
     for number, start in enumerate(range(0, count, chunk)):
         words = repr((seed, model, tensor, number)).encode()
-        key = int.from_bytes(hashlib.blake2b(words, digest_size=16).digest(), "big")
+        key = np.frombuffer(hashlib.blake2b(words, digest_size=24).digest(), np.uint64)
         size = min(chunk, count - start)
-        draws = np.random.SFC64(key).random_raw(size // 4 + 1)
+        draws = np.array(small_fast_chaotic([int(its) for its in key], size // 4 + 1), np.uint64)
         found += [int(bits) < round(density * 65536) for bits in draws.view(np.uint16)[:size]]
     return np.array(found, dtype=bool)
 

@@ -4,6 +4,7 @@ Departures: a drop probability is a multiple of 1/65536, and the rescaling is by
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -65,29 +66,41 @@ class Dare(Blend):
 
     def blend(self, chunk: Chunk, found: list[float]) -> Float[Tensor, " n"]:
         """1. Drop with probability p. 2. Rescale. 3. Merge."""
-        dropped = (delta * factor for delta, factor in zip(self._dropped(chunk), found, strict=True))
+        drawn = self._drawn(chunk)
+        dropped = (_masked(tau, kept).mul_(factor) for (tau, kept), factor in zip(drawn, found, strict=True))
         weights = each(self.weights, list(chunk.tuned), "weights")
         return added(chunk, consensus(dropped, weights, self.elect, self.mean), self.scale)
 
-    def _dropped(self, chunk: Chunk):
+    def _drawn(self, chunk: Chunk) -> Iterator[tuple[Tensor, NDArray[np.bool_] | None]]:
+        """Each model's task vector, and which of its elements are kept; None for all."""
         density = each(self.density, list(chunk.tuned), "density")
-        for model, delta, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
-            bits = chunk.random(self.seed, model).bit_generator.random_raw(-(-len(delta) // 4)).view(np.uint16)
-            yield _masked(delta, bits[: len(delta)] < round(its * STEPS)) if its < 1 else delta
+        for model, tau, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
+            random = chunk.random(self.seed, model)
+            yield tau, _numbers(random, len(tau)) < round(its * STEPS) if its < 1 else None
 
     def _mass(self, chunk: Chunk) -> list[float]:
-        pairs = zip(chunk.deltas, self._dropped(chunk), strict=True)
-        return [_total(its) for pair in pairs for its in pair]
+        return [total for tau, kept in self._drawn(chunk) for total in _totals(tau, kept)]
 
 
-def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> Float[Tensor, " n"]:
-    """The vector with 0 for what is not kept, also where it is not finite: all bits but the sign are cleared."""
+def _numbers(random: np.random.Generator, count: int) -> NDArray[np.uint16]:
+    """Numbers below `STEPS`; unlike ``random_raw`` this lets other threads go on."""
+    return random.integers(1 << 64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]
+
+
+def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_] | None) -> Float[Tensor, " n"]:
+    """The vector with 0 for what is not kept, also where it is not finite: all its bits are cleared."""
+    if kept is None:
+        return vector
     word = WORDS[vector.element_size()]
-    mask = torch.from_numpy(kept.view(np.int8)).to(word).neg_().bitwise_or_(torch.iinfo(word).min)
-    return mask.bitwise_and_(vector.view(word)).view(vector.dtype)
+    bits = np.negative(kept.view(np.int8)).astype(f"i{vector.element_size()}")  # all of them, or none
+    return torch.from_numpy(bits).bitwise_and_(vector.view(word)).view(vector.dtype)
 
 
-def _total(vector: Float[Tensor, " n"]) -> float:
-    """Sum of the finite magnitudes."""
-    total = float(vector.abs().sum(dtype=torch.float64))
-    return total if math.isfinite(total) else float(vector[vector.isfinite()].abs().sum(dtype=torch.float64))
+def _totals(vector: Float[Tensor, " n"], kept: NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Sums of the finite magnitudes: of all, and of those that are kept."""
+    sizes = vector.abs().to(torch.promote_types(vector.dtype, torch.float32))
+    whole = float(sizes.sum())
+    if not math.isfinite(whole):
+        sizes = torch.where(sizes.isfinite(), sizes, 0).double()
+        whole = float(sizes.sum())
+    return whole, whole if kept is None else float(torch.dot(sizes, torch.from_numpy(kept.view(np.int8)).to(sizes)))
