@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -374,3 +375,11 @@ def test_state_of_a_system_counts_its_claims(tmp_path, monkeypatch):
     (tmp_path / "share-made.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setattr("koinon.bench.claims.RESULTS", tmp_path)
     assert state_of(system) == "1 held, 1 not held, 1 untested"
+
+
+def test_a_metric_that_is_not_there_has_no_interval_and_no_warning():
+    missing = Measured(float("nan"), np.full(5, np.nan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = interval({0: missing, 1: missing})
+    assert np.isnan([found.mean, found.low, found.high]).all()

@@ -138,7 +138,10 @@ def interval(values: Mapping[int, Measured], times: int = 4000, seed: int = 0) -
     table = np.stack([value.draws if has_draws else np.array([value.value]) for value in values.values()])
     seeds = rng.integers(len(values), size=(times, len(values)))
     draws = rng.integers(table.shape[1], size=(times, 1))
-    low, high = np.nanquantile(table[seeds, draws].mean(1), [0.025, 0.975])
+    means = table[seeds, draws].mean(1)
+    if np.isnan(means).all():  # a metric that this contestant does not have
+        return Interval(mean, float("nan"), float("nan"))
+    low, high = np.nanquantile(means, [0.025, 0.975])
     return Interval(mean, float(low), float(high))
 
 
