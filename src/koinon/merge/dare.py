@@ -35,6 +35,7 @@ class Dare(Blend):
         "https://arxiv.org/abs/2311.03099",
     )
     null: ClassVar = {"density": (1.0,), "scale": 0.5}
+    quick: ClassVar = {"density": (0.5,)}
 
     density: tuple[float, ...] = (0.1,)
     """1 - p: share of elements kept; one for each model or one for all."""
