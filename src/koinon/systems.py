@@ -227,6 +227,21 @@ _DAM = (
     ),
 )
 
+_EDITORS = (
+    "edit.alphaedit",
+    "edit.finetune",
+    "edit.grace",
+    "edit.ike",
+    "edit.kn",
+    "edit.lora",
+    "edit.memit",
+    "edit.mend",
+    "edit.rome",
+    "edit.serac",
+    "edit.wise",
+)
+"""What the two papers on toolboxes for editing compare."""
+
 SYSTEMS: tuple[System, ...] = (
     System(
         1,
@@ -639,19 +654,7 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2308.07269",
         "edit",
-        methods=(
-            "edit.alphaedit",
-            "edit.finetune",
-            "edit.grace",
-            "edit.ike",
-            "edit.kn",
-            "edit.lora",
-            "edit.memit",
-            "edit.mend",
-            "edit.rome",
-            "edit.serac",
-            "edit.wise",
-        ),
+        methods=_EDITORS,
     ),
     System(
         61,
@@ -727,19 +730,7 @@ SYSTEMS: tuple[System, ...] = (
         2024,
         "https://arxiv.org/abs/2401.01286",
         "edit",
-        methods=(
-            "edit.alphaedit",
-            "edit.finetune",
-            "edit.grace",
-            "edit.ike",
-            "edit.kn",
-            "edit.lora",
-            "edit.memit",
-            "edit.mend",
-            "edit.rome",
-            "edit.serac",
-            "edit.wise",
-        ),
+        methods=_EDITORS,
     ),
     System(
         73,

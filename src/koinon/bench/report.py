@@ -198,10 +198,10 @@ class Report:
         first, others = [1, 2, 3 + shown, *range(5 + shown, len(header))], range(3, 3 + shown)
         for columns in (*_fitting(first, header, body, console.width), *_fitting(others, header, body, console.width)):
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
-            for column in (0, *columns):
+            for column in columns:
                 table.add_column(header[column], justify="right" if column else "left", no_wrap=True)
             for cells in body:
-                table.add_row(*(cells[column] for column in (0, *columns)))
+                table.add_row(*(cells[column] for column in columns))
             console.print(table)
         console.print("\n".join([*self.sentences, "", *self.notes]))
         return console.file.getvalue()  # type: ignore[attr-defined]
@@ -277,12 +277,12 @@ def read_report(folder: Path) -> Report:
 def _fitting(
     columns: Sequence[int], header: Sequence[str], body: Sequence[Sequence[str]], width: int
 ) -> list[list[int]]:
-    """Columns in groups, in order, each of which fits beside the first column; one that never does is on its own."""
+    """Columns in groups, in order, that fit beside the first, with which each begins; what never fits is on its own."""
     wide = [3 + max(len(cells[column]) for cells in (header, *body)) for column in range(len(header))]
-    groups: list[list[int]] = [[]]
+    groups = [[0]]
     for column in columns:
-        if groups[-1] and wide[0] + sum(wide[its] for its in groups[-1]) + wide[column] > width + 1:
-            groups.append([])
+        if len(groups[-1]) > 1 and sum(wide[its] for its in (*groups[-1], column)) > width + 1:
+            groups.append([0])
         groups[-1].append(column)
     return groups
 

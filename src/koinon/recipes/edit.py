@@ -201,7 +201,8 @@ class EditRecipe(Recipe):
 
     def prepare(self) -> EditWorld:
         """Fetch or train the model, and find what it knows."""
-        setting, _ = self.setting, self._scale  # both are known names
+        setting = self.setting
+        pick(self.scale, setting.scales, "scale")
         world = world_of(*(MADE if self.scale == "tiny" else (setting.model, setting.cities)))
         if not world.known:
             raise UserError(f"{self.data}: the model knows none of the facts, so that none can be changed")
