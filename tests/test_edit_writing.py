@@ -18,7 +18,7 @@ from koinon.edit._edited import Material
 from koinon.edit._memories import Above
 from koinon.edit._places import said_at
 from koinon.edit._spread import Beginnings, window
-from koinon.edit._statistics import factored
+from koinon.edit._statistics import factored, sampled
 from koinon.edit.alphaedit import AlphaEdit
 from koinon.edit.alphaedit import Ready as Free
 from koinon.edit.finetune import Finetune
@@ -419,6 +419,19 @@ def test_alphaedit_forgets_the_keys_of_what_is_undone():
         assert mine.keys() == theirs.keys() != set()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert torch.equal(*weights(again.attach(lm), [1]), *weights(both.lm, [1]))
+
+
+def test_alphaedits_relative_threshold_is_in_units_of_the_mean_eigenvalue():
+    lm = made("llama")
+    falls = lm.anatomy.block(1).falls
+    with quiet():
+        moment, _ = sampled(lm, falls, Material(TEXTS), 0)
+        shares = torch.linalg.eigvalsh(moment) / moment.trace() * len(moment)
+        for threshold in (0.3, 1.0):
+            found = AlphaEdit(threshold=threshold, relative=True).free(lm, falls, Material(TEXTS))
+            assert 0 < found.shape[1] == int((shares < threshold).sum()) < len(moment)
+            absolute = AlphaEdit(threshold=threshold * float(moment.trace()) / len(moment))
+            near(found @ found.T, (other := absolute.free(lm, falls, Material(TEXTS))) @ other.T)
 
 
 def test_alphaedit_without_a_free_direction_says_so():

@@ -112,6 +112,8 @@ class AlphaEdit(Edit):
     """How many blocks are changed, up to that one; each takes an equal share of what is missing still."""
     threshold: float = 0.02
     """P keeps the directions whose mean square over ordinary keys, an eigenvalue of C, is below this."""
+    relative: bool = False
+    """Take ``threshold`` times the mean eigenvalue: the release's is for the size that keys have in a few models."""
     ridge: float = 10.0
     """Against large changes: the factor of I, L2 in the release."""
     steps: int = 25
@@ -155,10 +157,11 @@ class AlphaEdit(Edit):
                 stacklevel=2,
             )
         values, vectors = torch.linalg.eigh(moment)
-        found = vectors[:, values < self.threshold]
+        shares = values / values.mean() if self.relative else values
+        found = vectors[:, shares < self.threshold]
         if not found.shape[1]:
             raise UserError(
-                f"threshold {self.threshold:g}: no direction of {falls.name} is below it, the least is {values[0]:.2g}"
+                f"threshold {self.threshold:g}: no direction of {falls.name} is below it, the least is {shares[0]:.2g}"
             )
         return found
 

@@ -77,7 +77,7 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
     tuned = grid(layer=layers, rate=(1e-3, 5e-3))
     written = grid(layer=layers, decay=(0.5, 1e-3))
     spread = Memit(spread=min(2, depth), bound=4.0, decay=1e-3)
-    guarded = AlphaEdit(spread=min(2, depth), bound=4.0, decay=1e-3, rate=0.5)
+    guarded = AlphaEdit(spread=min(2, depth), bound=4.0, decay=1e-3, rate=0.5, relative=True)
     side = Wise(
         layer=depth // 2, count=2, steps=40, shard=1, shards=10**6, irrelevant=8, balanced=True, over="last", ratio=0.7
     )
@@ -93,7 +93,7 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
         "rome_identity": Entrant(Rome(whiten=False), written),
         "memit": Entrant(spread, grid(layer=layers, weight=(10.0, 1_000.0))),
         "emmet": Entrant(replace(spread, spread=1, weight=0.0), grid(layer=layers, steps=(25, 40))),
-        "alphaedit": Entrant(guarded, grid(layer=layers, ridge=(0.1, 10.0))),
+        "alphaedit": Entrant(guarded, grid(layer=layers, threshold=(0.3, 1.0))),
         "kn": Entrant(KnowledgeNeurons(), grid(threshold=(0.1, 0.2, 0.4), towards=(1.0, 8.0))),
         "mend": Entrant(Mend(rank=64, step=3e-3, rate=1e-3, step_rate=1e-3, edits=3 * training)),
         "serac": Entrant(Serac(steps=2 * training, layers=2, rate=3e-3)),
