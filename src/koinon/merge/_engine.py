@@ -86,8 +86,11 @@ class Sources:
     allow_nonfinite: bool = False
     """Take NaN and infinity as they are."""
 
-    def chunk(self, name: str, number: int, digests: Digests | None = None) -> Chunk:
-        """Read one chunk, as numbers to compute with; ``digests`` gets what was read added."""
+    def chunk(self, name: str, number: int, digests: Digests | None = None, known: bool = False) -> Chunk:
+        """Read one chunk, as numbers to compute with; ``digests`` gets what was read added.
+
+        ``known``: the chunk has been read before, so that its numbers are known to be allowed.
+        """
         spec = next(iter(self.tuned.values())).specs[name]
         start = number * CHUNK
         stop = min(start + CHUNK, spec.count)
@@ -96,7 +99,9 @@ class Sources:
             values = weights.read(name, start, stop)
             if digests is not None:
                 digests.setdefault(model, {})[number] = hashlib.sha256(as_bytes(values)).digest()
-            numbers = self._numbers(values, model, name)
+            numbers = values.to(self.rounding or _exact(values))
+            if not self.allow_nonfinite and not known:
+                _refuse_nonfinite(numbers, values, model, name)
             if model is None:
                 base = numbers
             else:
@@ -108,17 +113,21 @@ class Sources:
             yield None, self.base
         yield from self.tuned.items()
 
-    def _numbers(self, values: Tensor, model: str | None, name: str) -> Tensor:
-        exact = torch.float64 if values.dtype == torch.float64 else torch.float32
-        numbers = values.to(self.rounding or exact)
-        # A sum is finite only if all its terms are: one cheap pass; where it overflows, a second one decides.
-        if not self.allow_nonfinite and not math.isfinite(numbers.sum(dtype=exact).item()):
-            wrong = ~values.to(exact).isfinite()
-            if bool(wrong.any()):
-                what = "NaN" if bool(values.to(exact).isnan().any()) else "infinity"
-                where = "the base" if model is None else f"model {model!r}"
-                raise UserError(f"{where}: {what} in {name}; give --allow-nonfinite to merge it as it is")
-        return numbers
+
+def _exact(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _refuse_nonfinite(numbers: Tensor, values: Tensor, model: str | None, name: str) -> None:
+    """Refuse NaN and infinity in what was read, or in the numbers made of it."""
+    # A sum is finite only if all its terms are: one cheap pass; where it overflows, a second one decides.
+    if math.isfinite(numbers.sum(dtype=_exact(values)).item()):
+        return
+    exact = values.to(_exact(values))
+    if not bool(exact.isfinite().all()):
+        what = "NaN" if bool(exact.isnan().any()) else "infinity"
+        where = "the base" if model is None else f"model {model!r}"
+        raise UserError(f"{where}: {what} in {name}; give --allow-nonfinite to merge it as it is")
 
 
 class Part:
@@ -141,10 +150,15 @@ class Part:
         """Their names."""
         self.count = sum(specs[name].count for name in names)
         """Elements of each model."""
+        self.seen = False
+        """Whether all chunks have been read."""
 
     def look(self, function: Callable[[Chunk], T]) -> list[T]:
         """What the function gives for every chunk, in order; read anew each time."""
-        return list(self._each(lambda place: function(self._held or self._sources.chunk(*place)), self._grid))
+        known = self.seen
+        found = list(self._each(lambda its: function(self._held or self._sources.chunk(*its, known=known)), self._grid))
+        self.seen = True
+        return found
 
     @property
     def chunks(self) -> int:
@@ -191,7 +205,9 @@ def blend_all(
                 if measured is not None and method.measures_whole:
                     found = measured[repr(method)]
                 else:
-                    found = method.measure(Part(sources, [name], jobs.map))
+                    part = Part(sources, [name], jobs.map)
+                    found = method.measure(part)
+                    task.seen = part.seen
                 for first in range(0, task.chunks, RUN):
                     jobs.add(task.stretch, found, first)
             jobs.finish()
@@ -220,6 +236,7 @@ class _Tensor:
         self.chunks = chunks(spec)
         self.digests: Digests | None = {} if digest else None
         self.left = self.chunks
+        self.seen = False
         self.lock = threading.Lock()
 
     def small(self, measured: Mapping[str, Any] | None) -> None:
@@ -239,7 +256,7 @@ class _Tensor:
         digests: Digests | None = None if self.digests is None else {}
         last = min(first + RUN, self.chunks)
         for number in range(first, last):
-            self.blend(self.sources.chunk(self.name, number, digests), found)
+            self.blend(self.sources.chunk(self.name, number, digests, self.seen), found)
         self.count(last - first, digests)
 
     def blend(self, chunk: Chunk, found: Any) -> None:

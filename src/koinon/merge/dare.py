@@ -4,7 +4,7 @@ Departures: a drop probability is a multiple of 1/65536, and the rescaling is by
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,8 +21,20 @@ from koinon.merge._vectors import added, consensus, each, share
 
 STEPS = 1 << 16
 """A random number is one of so many: four come from one draw of 64 bits."""
+HELD = 1 << 27
+"""Draws that are held between two looks at a tensor, in bits: 16 MiB; those of a larger tensor are drawn again."""
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes to the type of whole numbers."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a tensor before it is blended."""
+
+    factors: list[float]
+    """Of each model."""
+    drawn: Mapping[int, Sequence[NDArray[np.uint8]]]
+    """Chunk to the packed draws of each model, where they are held."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +64,45 @@ class Dare(Blend):
     seed: int = 0
     """Start of the random streams."""
 
-    def measure(self, part: Part) -> list[float]:
+    def measure(self, part: Part) -> Found:
         """What each model's kept elements are multiplied with."""
         share(self.density, "density")
         density = [round(its * STEPS) / STEPS for its in each(self.density, part.models, "density")]
         if self.rescale == "density":
-            return [1 / its if its else 0.0 for its in density]
+            return Found([1 / its if its else 0.0 for its in density], {})
         if self.rescale == "none":
-            return [1.0] * len(density)
-        sums = torch.tensor(part.look(self._mass), dtype=torch.float64).view(
-            -1, len(density), 2
-        )  # chunk model (all, kept)
-        return [float(whole / left) if left > 0 else 1.0 for whole, left in sums.sum(0)]
+            return Found([1.0] * len(density), {})
+        drawn: dict[int, list[NDArray[np.uint8]]] = {}
+        hold = part.count * len(density) <= HELD
 
-    def blend(self, chunk: Chunk, found: list[float]) -> Float[Tensor, " n"]:
+        def mass(chunk: Chunk) -> list[tuple[float, float]]:
+            kept = self._kept(chunk, {})
+            if hold:
+                drawn[chunk.number] = [np.packbits(its) for its in kept]
+            return [_totals(tau, its) for tau, its in zip(chunk.deltas, kept, strict=True)]
+
+        sums = torch.tensor(part.look(mass), dtype=torch.float64).view(-1, len(density), 2)  # chunk model (all, kept)
+        return Found([float(whole / left) if left > 0 else 1.0 for whole, left in sums.sum(0)], drawn)
+
+    def blend(self, chunk: Chunk, found: Found) -> Float[Tensor, " n"]:
         """1. Drop with probability p. 2. Rescale. 3. Merge."""
-        drawn = self._drawn(chunk)
-        dropped = (_masked(tau, kept).mul_(factor) for (tau, kept), factor in zip(drawn, found, strict=True))
+        kept = self._kept(chunk, found.drawn)
+        dropped = (
+            _masked(tau, its).mul_(factor) for tau, its, factor in zip(chunk.deltas, kept, found.factors, strict=True)
+        )
         weights = each(self.weights, list(chunk.tuned), "weights")
         return added(chunk, consensus(dropped, weights, self.elect, self.mean), self.scale)
 
-    def _drawn(self, chunk: Chunk) -> Iterator[tuple[Tensor, NDArray[np.bool_] | None]]:
-        """Each model's task vector, and which of its elements are kept; None for all."""
+    def _kept(self, chunk: Chunk, drawn: Mapping[int, Sequence[NDArray[np.uint8]]]) -> list[NDArray[np.bool_]]:
+        """Which elements of each model are kept."""
+        count = next(iter(chunk.tuned.values())).numel()
+        if chunk.number in drawn:
+            return [np.unpackbits(its, count=count).view(np.bool_) for its in drawn[chunk.number]]
         density = each(self.density, list(chunk.tuned), "density")
-        for model, tau, its in zip(chunk.tuned, chunk.deltas, density, strict=True):
-            random = chunk.random(self.seed, model)
-            yield tau, _numbers(random, len(tau)) < round(its * STEPS) if its < 1 else None
-
-    def _mass(self, chunk: Chunk) -> list[float]:
-        return [total for tau, kept in self._drawn(chunk) for total in _totals(tau, kept)]
+        return [
+            _numbers(chunk.random(self.seed, model), count) < round(its * STEPS) if its < 1 else np.ones(count, bool)
+            for model, its in zip(chunk.tuned, density, strict=True)
+        ]
 
 
 def _numbers(random: np.random.Generator, count: int) -> NDArray[np.uint16]:
@@ -88,20 +110,18 @@ def _numbers(random: np.random.Generator, count: int) -> NDArray[np.uint16]:
     return random.integers(1 << 64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]
 
 
-def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_] | None) -> Float[Tensor, " n"]:
+def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> Float[Tensor, " n"]:
     """The vector with 0 for what is not kept, also where it is not finite: all its bits are cleared."""
-    if kept is None:
-        return vector
     word = WORDS[vector.element_size()]
     bits = np.negative(kept.view(np.int8)).astype(f"i{vector.element_size()}")  # all of them, or none
     return torch.from_numpy(bits).bitwise_and_(vector.view(word)).view(vector.dtype)
 
 
-def _totals(vector: Float[Tensor, " n"], kept: NDArray[np.bool_] | None) -> tuple[float, float]:
+def _totals(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> tuple[float, float]:
     """Sums of the finite magnitudes: of all, and of those that are kept."""
     sizes = vector.abs().to(torch.promote_types(vector.dtype, torch.float32))
     whole = float(sizes.sum())
     if not math.isfinite(whole):
         sizes = torch.where(sizes.isfinite(), sizes, 0).double()
         whole = float(sizes.sum())
-    return whole, whole if kept is None else float(torch.dot(sizes, torch.from_numpy(kept.view(np.int8)).to(sizes)))
+    return whole, float(torch.dot(sizes, torch.from_numpy(kept.view(np.int8)).to(sizes)))
