@@ -105,14 +105,20 @@ def small_fast_chaotic(key: Sequence[int], count: int) -> list[int]:
 
 
 def kept(seed: int, model: str, tensor: str, count: int, chunk: int, density: float) -> np.ndarray:
-    """Which elements DARE keeps: a stream of 16-bit numbers for each chunk."""
+    """Which elements DARE keeps: a stream of bytes for each chunk, and further on in it a second byte where one is not
+    enough to say whether a number of 16 bits is below the density.
+    """
     found = []
+    steps = round(density * 65536)
     for number, start in enumerate(range(0, count, chunk)):
         words = repr((seed, model, tensor, number)).encode()
         key = np.frombuffer(hashlib.blake2b(words, digest_size=24).digest(), np.uint64)
         size = min(chunk, count - start)
-        draws = np.array(small_fast_chaotic([int(its) for its in key], size // 4 + 1), np.uint64)
-        found += [int(bits) < round(density * 65536) for bits in draws.view(np.uint16)[:size]]
+        draws = np.array(small_fast_chaotic([int(its) for its in key], size // 4 + 2), np.uint64).view(np.uint8)
+        upper, lower = draws[:size], iter(draws[-(-size // 8) * 8 :])
+        for its in upper.tolist():
+            undecided = its == steps // 256
+            found.append(256 * its + int(next(lower)) < steps if undecided else 256 * its < steps)
     return np.array(found, dtype=bool)
 
 

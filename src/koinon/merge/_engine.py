@@ -30,9 +30,9 @@ T = TypeVar("T")
 Digests: TypeAlias = dict[str | None, dict[int, bytes]]
 """Model (None for the base) to chunk to digest."""
 
-CHUNK = 1 << 18
-"""Elements blended at a time: a few chunks of float32 fit into a core's cache."""
-RUN = 8
+CHUNK = 1 << 19
+"""Elements blended at a time: a few chunks of float32 fit into a cache, and a worker seldom waits for another."""
+RUN = 4
 """Chunks a worker takes at once."""
 SMALL = 1 << 14
 """Elements of a tensor that is merged sooner than it is handed to a worker."""

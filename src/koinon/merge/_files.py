@@ -104,8 +104,8 @@ def _keep_freed() -> None:
     trim, mapped = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc's malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
-        library.mallopt(trim, 8 << 20)
-        library.mallopt(mapped, 3 << 19)
+        library.mallopt(trim, 32 * CHUNK)  # of float32, 4 bytes each
+        library.mallopt(mapped, 6 * CHUNK)
 
 
 class _Tally:

@@ -20,7 +20,7 @@ from koinon.merge._engine import Chunk, Part
 from koinon.merge._vectors import added, consensus, each, share
 
 STEPS = 1 << 16
-"""A random number is one of so many: four come from one draw of 64 bits."""
+"""Of a drop probability."""
 HELD = 1 << 27
 """Draws that are held between two looks at a tensor, in bits: 16 MiB; those of a larger tensor are drawn again."""
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -100,14 +100,27 @@ class Dare(Blend):
             return [np.unpackbits(its, count=count).view(np.bool_) for its in drawn[chunk.number]]
         density = each(self.density, list(chunk.tuned), "density")
         return [
-            _numbers(chunk.random(self.seed, model), count) < round(its * STEPS) if its < 1 else np.ones(count, bool)
+            _stay(chunk.random(self.seed, model), round(its * STEPS), count)
             for model, its in zip(chunk.tuned, density, strict=True)
         ]
 
 
-def _numbers(random: np.random.Generator, count: int) -> NDArray[np.uint16]:
-    """Numbers below `STEPS`; unlike ``random_raw`` this lets other threads go on."""
-    return random.integers(1 << 64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]
+def _stay(random: np.random.Generator, chance: int, count: int) -> NDArray[np.bool_]:
+    """True with a chance of ``chance`` in `STEPS`: one byte decides, but where it is the chance's own, a second one."""
+    if chance == STEPS:
+        return np.ones(count, np.bool_)
+    high, low = divmod(chance, 256)
+    first = _bytes(random, count)
+    stays = first < high
+    if low:
+        open = np.flatnonzero(first == high)
+        stays[open] = _bytes(random, len(open)) < low
+    return stays
+
+
+def _bytes(random: np.random.Generator, count: int) -> NDArray[np.uint8]:
+    """Random ones; unlike ``random_raw`` this lets other threads go on."""
+    return random.integers(1 << 64, size=-(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
 
 
 def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> Float[Tensor, " n"]:
@@ -118,8 +131,8 @@ def _masked(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> Float[Tenso
 
 
 def _totals(vector: Float[Tensor, " n"], kept: NDArray[np.bool_]) -> tuple[float, float]:
-    """Sums of the finite magnitudes: of all, and of those that are kept."""
-    sizes = vector.abs().to(torch.promote_types(vector.dtype, torch.float32))
+    """Sums of the finite magnitudes, which take the vector's place: of all, and of those that are kept."""
+    sizes = vector.abs_().to(torch.promote_types(vector.dtype, torch.float32))
     whole = float(sizes.sum())
     if not math.isfinite(whole):
         sizes = torch.where(sizes.isfinite(), sizes, 0).double()
