@@ -684,13 +684,13 @@ print(most - before, file=sys.stderr)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """Models of one tensor of 126 MB: what is allocated, measured while it runs, stays far below one of them."""
+    """Models of one tensor of 126 MB: what is allocated, as it runs, stays below one of them and what is said."""
     numbers = torch.Generator().manual_seed(0)
     base = torch.randn(1 << 20, generator=numbers).repeat(30)
     for name in ("base", "x", "y"):
         keep({"w": base.roll(ord(name[0]))}, tmp_path / name)
-    arguments = words(tmp_path, tmp_path / "out", "--workers", 2, experts=("x", "y"))
+    arguments = words(tmp_path, tmp_path / "out", "--workers", 1, experts=("x", "y"))
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr.splitlines()[-1]) < 115, f"{done.stderr} MB"
+    assert int(done.stderr.splitlines()[-1]) < 88, f"{done.stderr} MB"
     assert len(tensors(tmp_path / "out")["w"]) == len(base)

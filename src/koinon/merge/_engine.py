@@ -156,7 +156,11 @@ class Part:
     def look(self, function: Callable[[Chunk], T]) -> list[T]:
         """What the function gives for every chunk, in order; read anew each time."""
         known = self.seen
-        found = list(self._each(lambda its: function(self._held or self._sources.chunk(*its, known=known)), self._grid))
+
+        def chunk(place: tuple[str, int]) -> Chunk:
+            return self._held or self._sources.chunk(*place, known=known)
+
+        found = list(self._each(lambda place: function(chunk(place)), self._grid))
         self.seen = True
         return found
 
