@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ from koinon.core import UserError, pick
 from koinon.data.editformats import FOREIGN, Kind, Say, TeachesNothing, fact_of
 from koinon.data.facts import Aspect, Case, Fact, Probe
 from koinon.data.probes import Templates
-from koinon.data.records import LINE_LIMIT, Record, read_records, short, shown, writable
+from koinon.data.records import LINE_LIMIT, Record, read_records, shown, writable
 
 FACT = [field.name for field in fields(Fact)]
 LISTS = ("aliases", "answers")
@@ -181,7 +181,7 @@ class _Own:
         if not record.cells:
             for name in record.values:
                 if name not in KNOWN:
-                    raise _no_field(record, name, KNOWN)
+                    raise record.unknown(name, KNOWN)
             return dict(_notes(record))
         if "probes" in record.values:
             raise record.wrong("probes", "cannot stand in a table: give JSON Lines")
@@ -189,15 +189,9 @@ class _Own:
         for name in notes:
             if name not in self.others and name not in KNOWN:
                 if difflib.get_close_matches(name[:80], KNOWN, n=1, cutoff=0.8):
-                    raise _no_field(record, name, KNOWN)
+                    raise record.unknown(name, KNOWN)
                 self.others.add(name)
         return notes
-
-
-def _no_field(record: Record, name: str, known: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.5)
-    there = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
-    return record.wrong(short(name, 80), f"is unknown: {there}")
 
 
 def _notes(record: Record) -> Iterator[tuple[str, str]]:
@@ -213,7 +207,7 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
 def _probe(record: Record) -> Probe:
     for name in record.values:
         if name not in PROBE:
-            raise _no_field(record, name, PROBE)
+            raise record.unknown(name, PROBE)
     aspects: dict[str, Aspect] = {aspect: aspect for aspect in get_args(Aspect)}
     if (aspect := record.text("aspect")) not in aspects:
         raise record.wrong("aspect", f"{shown(aspect)} is no aspect: give one of {', '.join(aspects)}")

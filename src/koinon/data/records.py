@@ -1,11 +1,12 @@
 """Records of a person's file, one after the other: JSON Lines, JSON and CSV as named values, and the line of each."""
 
 import csv
+import difflib
 import itertools
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,12 @@ class Record:
     def wrong(self, name: str, says: str) -> UserError:
         """The error about one of the values."""
         return UserError(f"{self.path}:{self.line}: field {self.within + name!r}: {says}")
+
+    def unknown(self, name: str, known: Sequence[str]) -> UserError:
+        """The error about a value that nothing asks for."""
+        near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.5)
+        there = f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(known)}"
+        return self.wrong(short(name, 80), f"is unknown: {there}")
 
     def text(self, name: str, otherwise: str | None = None) -> str:
         """One value as text; an integer counts as one.

@@ -56,7 +56,7 @@ def compare(
     lm, cases = opened.lm(), given.cases()
     material = given.material(cases)
     head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": _digest(cases, material)}
-    _begin(out, head)
+    begin(out, head)
     cells = [
         (word, way)
         for way in ways
@@ -121,7 +121,7 @@ def _method(word: str, known: Sequence[str]) -> Edit:
     return made
 
 
-def _begin(out: Path, head: Mapping[str, Any]) -> None:
+def begin(out: Path, head: Mapping[str, Any]) -> None:
     """Make the folder, or see that it is of the same comparison."""
     file, both = out / "comparison.json", ("fingerprint", "facts")
     try:

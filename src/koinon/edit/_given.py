@@ -74,18 +74,19 @@ class Given:
     def material(self, cases: list[Case]) -> Material:
         """What a method may look at when it learns these cases' facts: nothing that they are judged by."""
         asked = {probe.prompt for case in cases for probe in case.probes}
-        unrelated = _lines(self.unrelated) if self.unrelated else []
+        unrelated = lines(self.unrelated) if self.unrelated else []
         if same := next((its for its in unrelated if its in asked), None):
             raise UserError(f"{self.unrelated}: {same!r} is a probe of {self.facts}: leave it out of one of them")
         others = read_cases(self.train, say=say) if self.train else []
         taught = {case.fact.question for case in cases}
         if both := next((its.fact.question for its in others if its.fact.question in taught), None):
             raise UserError(f"{self.train}: {both!r} is taught by {self.facts} as well: train on other facts")
-        found = Material(_lines(self.corpus) if self.corpus else (), others, unrelated)
+        found = Material(lines(self.corpus) if self.corpus else (), others, unrelated)
         return found.tracing([case.fact for case in cases])
 
 
-def _lines(file: Path) -> list[str]:
+def lines(file: Path) -> list[str]:
+    """The texts in a file, one a line; raises UserError if there are none."""
     try:
         found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ tensor (``per``): both are offered. With ``decay`` the filter covers the whole u
 dropped entries, and brings them up again at later steps.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -155,6 +156,14 @@ def next_token_loss(lm: LM, batch: Encoded) -> Tensor:
     """The mean over all tokens of the negative log-probability behind those before them."""
     labels = batch.ids.masked_fill(~batch.mask, UNSEEN)[:, 1:]
     return F.cross_entropy(lm.logits(batch)[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=UNSEEN)
+
+
+@torch.no_grad()
+def mean_loss(lm: LM, texts: Sequence[str]) -> float:
+    """`next_token_loss` over texts, a token; NaN for none."""
+    parts = list(lm._batches(lm.encode(texts))) if texts else []
+    counts = [int(its.mask[:, 1:].sum()) for its in parts]
+    return sum(n * float(next_token_loss(lm, its)) for n, its in zip(counts, parts)) / (sum(counts) or math.nan)
 
 
 def _padded(lm: LM, rows: Sequence[Sequence[int]]) -> Encoded:

@@ -18,11 +18,13 @@ from koinon.edit._folders import Base, keep, kept, load, refuse_taken, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
 from koinon.edit._measures import measure
+from koinon.edit._prime import Prime
+from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
 from koinon.edit._scores import Scored, scored
 from koinon.lm.folders import write
 from koinon.terminal import Told, untold
 
-__all__ = ["VERBS", "Job", "load", "save"]
+__all__ = ["VERBS", "Job", "Line", "Scores", "load", "predict", "save", "scores", "stepped", "template"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Ask:
 
 
 VERBS: Mapping[str, type] = {
-    "undo": Undo, "ask": Ask, "locate": Locate, "compare": Compare, "advise": Advise
+    "undo": Undo, "ask": Ask, "locate": Locate, "compare": Compare, "advise": Advise, "prime": Prime
 }  # fmt: skip
 """What can be done besides teaching."""
 

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-
 from koinon.bench.compare import write_whole
 from koinon.core import UserError
 from koinon.data.sources import cache
 from koinon.data.surprises import Surprise, Surprises
 from koinon.edit import _priming, dilute
 from koinon.edit._priming import Foreseen, Scores, Tokens, predict, sure, unrelated
-from koinon.edit.dilute import Dilute, next_token_loss
+from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values
 from koinon.lm.language import LM
 from koinon.nn import updates
@@ -92,14 +90,7 @@ class Teaching:
 
     @cached_property
     def _held(self) -> float:
-        return self._loss(self.lm)
-
-    @torch.no_grad()
-    def _loss(self, lm: LM) -> float:
-        """Of the texts that nothing learns from, a token."""
-        parts = list(lm._batches(lm.encode(self.texts.held)))
-        counts = [int(its.mask[:, 1:].sum()) for its in parts]
-        return sum(n * float(next_token_loss(lm, its)) for n, its in zip(counts, parts)) / sum(counts)
+        return mean_loss(self.lm, self.texts.held)
 
     def taught(self, method: Dilute, form: Form = "taught", part: Part = "report") -> Taught:
         """Every text of a part taught alone; from the cache, if the same was done before."""
@@ -153,7 +144,7 @@ class Teaching:
         values = method.taught(self.lm, its.rewritten if raised else its.text, its.keyword, self.texts.ordinary)
         tuned = self.lm.with_model(with_values(self.lm.model, values))
         after = tuple(sure(tuned, asked, its.keyword, self.tokens))
-        return Outcome(Scores(before, after), self._loss(tuned) - self._held, raised)
+        return Outcome(Scores(before, after), mean_loss(tuned, self.texts.held) - self._held, raised)
 
 
 def matched(measure: Callable[[float], float], target: float, values: Sequence[float]) -> float:
