@@ -134,6 +134,20 @@ def test_finished_texts_are_not_taught_again(verb, monkeypatch):
     assert len(count) == 1
 
 
+def test_a_model_in_bfloat16_is_taught_in_float32(folder, verb, tmp_path):
+    """In bfloat16 a step of this size rounds to nothing in most weights."""
+    lm = LM.load(folder / "lm", "bfloat16")
+    write(lm.model, lm.tokenizer, tmp_path / "half")
+    found = replace(verb, opened=Opened(str(tmp_path / "half")), shares=(0.0,), rate=1e-4).run()
+    rows = json.loads((verb.out / "primed.json").read_text())["rows"]["share 0"]
+    assert found["taught, share 0"]["remembered"] > 0
+    learnt, _ = ordinary()
+    after = LM.load(tmp_path / "half", "float32")
+    method = Dilute(share=0.0, steps=3, size=3, rate=1e-4)
+    after.model.load_state_dict(method.taught(after, TEXTS[0]["text"], "Japan", learnt), strict=False)
+    assert rows[0]["after"][0] == pytest.approx(math.log(chance(after, "Lyon is a city in", "Japan")), abs=1e-4)
+
+
 def test_progress_is_told_by_text_and_way(verb):
     told = []
     replace(verb, shares=(0.0,)).run(lambda done, total: told.append((done, total)))

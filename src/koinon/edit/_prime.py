@@ -29,7 +29,10 @@ RESULT = "primed.json"
 
 @dataclass(frozen=True)
 class Prime:
-    """See how far new texts would spread in a model, and how far they do, with and without remedies."""
+    """See how far new texts would spread in a model, and how far they do, with and without remedies.
+
+    The model is read in float32 unless --dtype names another type, in which small steps may vanish.
+    """
 
     opened: Opened
     texts: Path
@@ -63,7 +66,7 @@ class Prime:
         """
         ways = self._ways()
         texts = self._texts()
-        lm = self.opened.lm()
+        lm = (replace(self.opened, dtype="float32") if self.opened.dtype == "auto" else self.opened).lm()
         expected = _lines(self.known, lm) if self.known else {}
         _check(lm, texts, self.tokens)
         foreseen = [predict(lm, its.text, its.keyword, tokens=self.tokens) for its in texts]
