@@ -30,6 +30,8 @@ SCALE = 0.5
 """Standard deviation of the weights drawn, times the square root of the model's width."""
 TAIL = 4
 """The longest end of a text that is hidden at once."""
+TAILS = 0.8
+"""The share of the texts whose end is hidden, where facts have their object; of the others, it is single symbols."""
 UNSEEN = -100
 """The label of a place that no loss is computed for."""
 
@@ -243,11 +245,6 @@ def train(
     return Cost(epochs, samples, step, time.perf_counter() - start)
 
 
-def _height(done: float, warm: float) -> float:
-    """A line up from 0, then half a cosine down to a hundredth."""
-    return min(1.0, (done + 1e-9) / warm) * (0.01 + 0.99 * math.cos(math.pi / 2 * done) ** 2)
-
-
 def _loss(model: nn.Module, tokenizer: Any, part: Int64[Tensor, "rows time"], hidden: float, hide: Any) -> Tensor:
     padding = part == tokenizer.pad_token_id
     if not hidden:
@@ -262,13 +259,13 @@ def _loss(model: nn.Module, tokenizer: Any, part: Int64[Tensor, "rows time"], hi
 def _covered(
     part: Int64[Tensor, "rows time"], tokenizer: Any, hidden: float, hide: torch.Generator
 ) -> Bool[Tensor, "rows time"]:
-    """Of half of the texts the last symbols before the full stop, up to `TAIL`; of the others single ones."""
+    """Of `TAILS` of the texts the last symbols before the full stop, up to `TAIL`; of the others single ones."""
     texts, length, single = (torch.rand(size, generator=hide) for size in (len(part), len(part), part.shape))
     symbols = (part != tokenizer.pad_token_id).sum(1)
     stop = (symbols - 2)[:, None]
     first = stop - (length[:, None] * TAIL).ceil()
     places = torch.arange(part.shape[1])
-    covered = torch.where(texts[:, None] < 0.5, (places >= first) & (places < stop), single < hidden)
+    covered = torch.where(texts[:, None] < TAILS, (places >= first) & (places < stop), single < hidden)
     return covered & (part >= len(SPECIAL))
 
 
