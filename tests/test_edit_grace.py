@@ -283,6 +283,17 @@ def test_a_shortened_pass_says_what_a_whole_one_does(given, layer):
         handle.remove()
 
 
+def test_a_model_with_memories_is_read_in_whole_passes(given):
+    """A memory decides by the tokens of a pass, which are not known where only its end is computed."""
+    lm = QUICK.edit(given.lm, FACTS).lm
+    encoded = lm.encode([f.question for f in FACTS], [f.object for f in FACTS])
+    above = Above(lm, 0, encoded)
+    assert above._tail is None
+    assert Above(given.lm, 0, encoded)._tail is not None
+    assert torch.equal(above.logits(lambda out: out), lm.logits(encoded))
+    assert not torch.equal(lm.logits(encoded), given.lm.logits(encoded))
+
+
 def test_the_blocks_below_are_not_run_again(given):
     above = Above(given.lm, 2, given.lm.encode([FACTS[0].question]))
     runs = []

@@ -149,10 +149,11 @@ def test_what_a_change_does_to_answers_is_computed_where_it_is_read(name, layer)
     for its in (above.lm.anatomy.head, above.lm.anatomy.blocks[-1].rises[0].module):
         its.register_forward_hook(lambda module, given, out: sizes.append(given[0].shape[:-1].numel()))
     read = said_at(above.lm.anatomy, row, column, lambda: above.logits(change), but=above.falls)
+    computed = list(sizes)
     torch.testing.assert_close(read, whole[row, column], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, lm.logits(texts), atol=1e-2)
     if name != "opt" and layer < 2:
-        assert sizes == [len(row)] * 2
+        assert computed == [len(row)] * 2
     each = -whole[:, :-1].log_softmax(-1).gather(2, texts.ids[:, 1:, None])[:, :, 0]
     loss = torch.stack([its[asked].mean() for its, asked in zip(each, texts.answer[:, 1:])]).mean()
     torch.testing.assert_close(above.harm(change), loss, rtol=1e-4, atol=1e-5)

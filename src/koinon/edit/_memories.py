@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from koinon.edit._layers import Layer
 from koinon.edit._places import said_at
 from koinon.lm.anatomy import sharing
-from koinon.lm.language import LM, Encoded
+from koinon.lm.language import LM, Encoded, first
 from koinon.lm.reading import Reading, attach
 
 DEPTH = 0.8
@@ -98,26 +99,31 @@ class Above:
     """
 
     def __init__(self, lm: LM, layer: int, texts: Encoded):
-        self.lm, self.texts = lm.with_model(sharing(lm.model)), texts
-        blocks = [block.module for block in self.lm.anatomy.blocks[: layer + 1]]
-        self.falls = self.lm.anatomy.block(layer).falls.module
+        self.lm, self.texts = lm, texts
+        self.falls = lm.anatomy.block(layer).falls.module
         """The way back of the block's FFN."""
-        seen: dict[str, Any] = {}
-        before = _Before(blocks[-1], self.falls)
-        handles = [
-            self.falls.register_forward_hook(lambda module, given, out: seen.update(into=given[0])),
-            *[its.register_forward_hook(lambda module, given, out: seen.update(below=out)) for its in blocks[:-1]],
-        ]
-        with torch.no_grad(), before:
-            plain = self.lm.logits(texts)
-        for handle in handles:
-            handle.remove()
-        self.into: Float[Tensor, "text time into"] = seen["into"]
+        met = _Met(lm, layer)
+        with torch.no_grad(), met:
+            plain = lm.logits(texts)
+        self.into: Float[Tensor, "text time into"] = met.into
         """What goes into that projection; the same in every pass."""
-        self.short = self._shortened({**dict.fromkeys(blocks[:-1], seen.get("below")), **before.found}, plain)
+        self._tail = met.tail(plain)
+        self.short = self._tail is not None or self._shortened(layer, plain)
         """Whether what is below is left out."""
 
-    def _shortened(self, gives: dict[nn.Module, Any], plain: Tensor) -> bool:
+    def _shortened(self, layer: int, plain: Tensor) -> bool:
+        """Have the parts that are done before the projection give what they gave, in whole passes of a copy."""
+        self.lm = self.lm.with_model(sharing(self.lm.model))
+        blocks = [block.module for block in self.lm.anatomy.blocks[: layer + 1]]
+        self.falls = self.lm.anatomy.block(layer).falls.module
+        seen: dict[str, Any] = {}
+        before = _Before(blocks[-1], self.falls)
+        handles = [its.register_forward_hook(lambda module, given, out: seen.update(below=out)) for its in blocks[:-1]]
+        with torch.no_grad(), before:
+            self.lm.logits(self.texts)
+        for handle in handles:
+            handle.remove()
+        gives = {**dict.fromkeys(blocks[:-1], seen.get("below")), **before.found}
         for module, given in gives.items():
             module.forward = lambda *args, given=given, **named: given
         with torch.no_grad():
@@ -129,6 +135,9 @@ class Above:
 
     def logits(self, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "text time token"]:
         """What the model says, with gradients, if what the projection gives is changed."""
+        if self._tail is not None:
+            with torch.enable_grad():
+                return self._tail.logits(change)
         handle = self.falls.register_forward_hook(lambda module, given, out: change(out))
         try:
             with torch.enable_grad():
@@ -145,6 +154,80 @@ class Above:
         each = -says.gather(1, self.texts.ids[row, column + 1, None]).squeeze(1)
         counts = row.bincount(minlength=len(self.texts.ids))
         return (each.new_zeros(len(counts)).index_add(0, row, each) / counts).mean()
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """The end of a pass: a block's last sum, and what comes after it."""
+
+    past: Float[Tensor, "text time width"]
+    """What goes past the FFN."""
+    out: Float[Tensor, "text time width"]
+    """What the FFN gives."""
+    calls: list[tuple[nn.Module, tuple, dict[str, Any]]]
+    """The blocks above, each with what it is called with beside the vectors."""
+    after: list[nn.Module]
+    """The last normalisation, and the head."""
+
+    def logits(self, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "text time token"]:
+        """What the model says if what the FFN gives is changed."""
+        vectors = self.past + change(self.out)
+        for module, given, named in self.calls:
+            vectors = first(module(vectors, *given, **named))
+        for module in self.after:
+            vectors = module(vectors)
+        return vectors
+
+
+class _Met:
+    """Within, keeps what a pass meets from a block's FFN on."""
+
+    def __init__(self, lm: LM, layer: int):
+        self.lm = lm
+        self.block, self.upper = lm.anatomy.block(layer), [its.module for its in lm.anatomy.blocks[layer + 1 :]]
+        self.pasts: list[Tensor] = []
+        self.calls: list[tuple[nn.Module, tuple, dict[str, Any]]] = []
+
+    def __enter__(self) -> None:
+        def fell(module: nn.Module, given: tuple, out: Tensor) -> None:
+            self.into, self.out = given[0], out
+
+        def ended(module: nn.Module, given: tuple, out: Any) -> None:
+            self.end = first(out)
+
+        def called(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
+            self.calls.append((module, given, named))
+
+        self._handles = [
+            self.block.falls.module.register_forward_hook(fell),
+            self.block.module.register_forward_hook(ended),
+            *[its.register_forward_pre_hook(lambda _, given: self.pasts.append(given[0])) for its in self.block.norms],
+            *[its.register_forward_pre_hook(called, with_kwargs=True) for its in self.upper],
+        ]
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def tail(self, plain: Tensor) -> _Tail | None:
+        """The rest of the pass, if it is no more than the parts that were met, to the bit.
+
+        Not in models that decide by whole passes what they read, or whose FFN is not the last that a block adds.
+        """
+        if any(isinstance(its, Reading) for its in self.lm.model.modules()):
+            return None
+        past = next((its for its in self.pasts if _adds_up(its, self.out, self.end)), None)
+        if past is None or [its for its, _, _ in self.calls] != self.upper or not all(its for _, its, _ in self.calls):
+            return None
+        anatomy = self.lm.anatomy
+        after = [its for its in (anatomy.norm, anatomy.head) if its is not None]
+        found = _Tail(past, self.out, [(its, given[1:], named) for its, given, named in self.calls], after)
+        with torch.no_grad():
+            return found if torch.equal(found.logits(lambda out: out), plain) else None
+
+
+def _adds_up(one: Tensor, other: Tensor, total: Tensor) -> bool:
+    return one.shape == other.shape == total.shape and torch.equal(one + other, total)
 
 
 class _Before:
