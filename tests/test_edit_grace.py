@@ -276,10 +276,10 @@ def test_a_shortened_pass_says_what_a_whole_one_does(given, layer):
         encoded = lm.encode([f.question for f in FACTS], [f.object for f in FACTS])
         above = Above(lm, layer, encoded)
         assert above.short
-        assert torch.equal(above.logits(lambda out: out), lm.logits(encoded))
+        assert torch.equal(above.logits(lambda out: out), lm.logits(above.read))
         doubled = above.logits(lambda out: 2 * out)
         handle = lm.anatomy.block(layer).falls.module.register_forward_hook(lambda module, given, out: 2 * out)
-        assert torch.equal(doubled, lm.logits(encoded))
+        assert torch.equal(doubled, lm.logits(above.read))
         handle.remove()
 
 
@@ -290,7 +290,7 @@ def test_a_model_with_memories_is_read_in_whole_passes(given):
     above = Above(lm, 0, encoded)
     assert above._tail is None
     assert Above(given.lm, 0, encoded)._tail is not None
-    assert torch.equal(above.logits(lambda out: out), lm.logits(encoded))
+    assert torch.equal(above.logits(lambda out: out), lm.logits(above.read))
     assert not torch.equal(lm.logits(encoded), given.lm.logits(encoded))
 
 

@@ -100,11 +100,13 @@ class Above:
 
     def __init__(self, lm: LM, layer: int, texts: Encoded):
         self.lm, self.texts = lm, texts
+        self.read = texts if bool(texts.prompt[:, -1].any()) else texts.but_last()
+        """What is read of the texts: not the last token of the longest answers, behind which nothing is asked."""
         self.falls = lm.anatomy.block(layer).falls.module
         """The way back of the block's FFN."""
         met = _Met(lm, layer)
         with torch.no_grad(), met:
-            plain = lm.logits(texts)
+            plain = lm.logits(self.read)
         self.into: Float[Tensor, "text time into"] = met.into
         """What goes into that projection; the same in every pass."""
         self._tail = met.tail(plain)
@@ -120,14 +122,14 @@ class Above:
         before = _Before(blocks[-1], self.falls)
         handles = [its.register_forward_hook(lambda module, given, out: seen.update(below=out)) for its in blocks[:-1]]
         with torch.no_grad(), before:
-            self.lm.logits(self.texts)
+            self.lm.logits(self.read)
         for handle in handles:
             handle.remove()
         gives = {**dict.fromkeys(blocks[:-1], seen.get("below")), **before.found}
         for module, given in gives.items():
             module.forward = lambda *args, given=given, **named: given
         with torch.no_grad():
-            if torch.equal(self.lm.logits(self.texts), plain):
+            if torch.equal(self.lm.logits(self.read), plain):
                 return True
         for module in gives:
             del module.forward
@@ -141,7 +143,7 @@ class Above:
         handle = self.falls.register_forward_hook(lambda module, given, out: change(out))
         try:
             with torch.enable_grad():
-                return self.lm.logits(self.texts)
+                return self.lm.logits(self.read)
         finally:
             handle.remove()
 

@@ -163,15 +163,14 @@ class Descent:
             mask: the entries that move.
             loss: of W_v' - W_v.
         """
-        delta, mask = delta.clone().requires_grad_(), mask.to(delta.device)
+        delta, free = delta.clone().requires_grad_(), mask.to(delta)
         for _ in range(self.steps):
             with torch.enable_grad():
                 now = loss(delta)
-                if float(now) <= self.enough:
+                if float(now.detach()) <= self.enough:
                     break
                 (slope,) = torch.autograd.grad(now, delta)
             with torch.no_grad():
-                slope += self.decay * (weight + delta)
-                delta -= self.rate * slope * mask
-                delta.clamp_(-self.bound, self.bound)
+                slope.add_(weight, alpha=self.decay).add_(delta, alpha=self.decay).mul_(free)
+                delta.sub_(slope, alpha=self.rate).clamp_(-self.bound, self.bound)
         return delta.detach()

@@ -153,7 +153,7 @@ class Wise(Edit):
         # 2. Descend.
         texts = [its + fact.question for its in ready.before]
         above = Above(ready.lm, ready.layer, ready.lm.encode(texts, [fact.object] * len(texts)))
-        edit = Prompts(above.into, above.texts.prompt)
+        edit = Prompts(above.into, above.read.prompt)
         outside, replayed, far = self._others(ready, known, side, fact)
         routing = Routing(self.alpha, self.beta, self.gamma, ready.scale.unit, excitement)
         rate = self.rate * ready.scale.gain**2
@@ -166,7 +166,7 @@ class Wise(Edit):
 
         delta = how.run(side.delta, ready.falls.weight.detach(), ready.masks.of(side.shard), loss)
         finite({"W_v' - W_v": delta})
-        score = float(excitement.of(above.into[:1], delta, above.texts.prompt[:1]))
+        score = float(excitement.of(above.into[:1], delta, above.read.prompt[:1]))
         sides.append(replace(side, delta=delta, scores=(*side.scores, score), steps=(*side.steps, step)))
         # 3. Merge k full shards; without retrieval also with what was merged before.
         fresh = [its for its in sides if its.shard != MERGED]

@@ -63,6 +63,10 @@ class Encoded:
         time = int(mask.sum(1).max())
         return Encoded(self.ids[chosen, :time], mask[:, :time], self.answer[chosen, :time])
 
+    def but_last(self) -> "Encoded":
+        """The texts without the last column of tokens."""
+        return Encoded(self.ids[:, :-1], self.mask[:, :-1], self.answer[:, :-1])
+
 
 Router = Callable[[Sequence[str]], "list[tuple[LM, str]]"]
 """From prompts to the model that answers each, and what that one is asked instead."""
