@@ -109,6 +109,9 @@ class Above:
             plain = lm.logits(self.read)
         self.into: Float[Tensor, "text time into"] = met.into
         """What goes into that projection; the same in every pass."""
+        self._row, self._column = texts.answer[:, 1:].nonzero().T
+        self._due = texts.ids[self._row, self._column + 1, None]
+        self._counts = self._row.bincount(minlength=len(texts.ids))
         self._tail = met.tail(plain)
         self.short = self._tail is not None or self._shortened(layer, plain)
         """Whether what is below is left out."""
@@ -149,13 +152,9 @@ class Above:
 
     def harm(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean over the texts of the mean negative log-probability of their answers' tokens, if so changed."""
-        row, column = self.texts.answer[:, 1:].nonzero().T
-        says = (
-            said_at(self.lm.anatomy, row, column, lambda: self.logits(change), but=self.falls).float().log_softmax(-1)
-        )
-        each = -says.gather(1, self.texts.ids[row, column + 1, None]).squeeze(1)
-        counts = row.bincount(minlength=len(self.texts.ids))
-        return (each.new_zeros(len(counts)).index_add(0, row, each) / counts).mean()
+        said = said_at(self.lm.anatomy, self._row, self._column, lambda: self.logits(change), but=self.falls)
+        each = -said.float().log_softmax(-1).gather(1, self._due).squeeze(1)
+        return (each.new_zeros(len(self._counts)).index_add(0, self._row, each) / self._counts).mean()
 
 
 @dataclass(frozen=True)

@@ -154,13 +154,15 @@ class Wise(Edit):
         texts = [its + fact.question for its in ready.before]
         above = Above(ready.lm, ready.layer, ready.lm.encode(texts, [fact.object] * len(texts)))
         edit = Prompts(above.into, above.read.prompt)
+        tokens = above.read.mask.nonzero(as_tuple=True)  # filling need not be multiplied
+        into, empty = above.into[tokens], above.into.new_zeros(*above.read.ids.shape, len(ready.falls.weight))
         outside, replayed, far = self._others(ready, known, side, fact)
         routing = Routing(self.alpha, self.beta, self.gamma, ready.scale.unit, excitement)
         rate = self.rate * ready.scale.gain**2
         how = Descent(self.steps, rate, self.decay, self.bound, self.enough)
 
         def loss(delta: Tensor) -> Tensor:
-            moved = F.linear(above.into, delta.to(above.into.dtype))
+            moved = empty.index_put(tokens, F.linear(into, delta.to(into.dtype)))
             margins = routing.loss(delta, edit, outside, replayed, far, moved)
             return above.harm(lambda out: out + moved) + self.routing * margins
 
