@@ -93,9 +93,9 @@ def anonymous(process: int | str = "self") -> float:
 
 @contextmanager
 def counted(model: Any) -> Iterator[list[int]]:
-    """How many times a model's forward pass begins."""
+    """How many times a model's head is asked: once in each forward pass, whole or of the upper blocks alone."""
     calls: list[int] = []
-    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         yield calls
     finally:
