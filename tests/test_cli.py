@@ -217,8 +217,7 @@ def test_ctrl_c_keeps_whole_cells_and_a_second_run_goes_on(capsys, tmp_path):
     arguments += ["--methods", "shared_bottom", "mmoe", "--out", out]
     process = made.start(made.command(*arguments, "--seeds", 40, "--jobs", 2))
     try:
-        # By then both workers run cells: in an import, Python itself has more to say about a signal.
-        assert made.waited(lambda: len(list(out.glob("cells/*.json"))) >= 6 or process.poll() is not None)
+        assert made.waited(lambda: list(out.glob("cells/*.json")) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     finally:
