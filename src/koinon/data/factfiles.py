@@ -1,7 +1,6 @@
 """Facts in a person's file: koinon's own JSON Lines, tables of triples, and the data of other editors."""
 
 import difflib
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from koinon.core import UserError, pick
 from koinon.data.editformats import FOREIGN, Kind, Say, TeachesNothing, fact_of
 from koinon.data.facts import Aspect, Case, Fact, Probe
 from koinon.data.probes import Templates
-from koinon.data.records import LINE_LIMIT, Record, read_records, shown, writable
+from koinon.data.records import LINE_LIMIT, Record, read_object, read_records, shown, writable
 
 FACT = [field.name for field in fields(Fact)]
 LISTS = ("aliases", "answers")
@@ -96,9 +95,7 @@ def read_templates(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: the file is something else, or a prompt does not hold ``{}`` exactly once.
     """
-    record, *others = itertools.islice(read_records(path), 2)
-    if others or record.cells:
-        raise UserError(f'{path}: give one JSON object, such as {{"capital": ["The capital of {{}} is"]}}')
+    record = read_object(path, '{"capital": ["The capital of {} is"]}')
     found = {}
     for relation, value in record.values.items():
         prompts = (record.text(relation),) if isinstance(value, str) else record.texts(relation)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koinon.core import UserError
-from koinon.data.records import Record, read_records, shown
+from koinon.data.records import Record, read_object, read_records, shown
 
 FIELDS = ("text", "keyword", "theme", "thematic", "rewritten")
 
@@ -54,22 +54,15 @@ def read_themes(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: the file is something else, or a theme is empty.
     """
-    records = list(read_records(path))
-    if len(records) != 1 or records[0].cells:
-        raise UserError(f'{path}: give one JSON object, such as {{"colours": ["The sky is", "Her dress was"]}}')
-    (record,) = records
-    found = {name: record.texts(name) for name in record.values}
-    for name, its in found.items():
-        if not its or not all(one.strip() for one in its):
-            raise record.wrong(name, "has no beginnings, or an empty one: give a list of texts")
-    return found
+    record = read_object(path, '{"colours": ["The sky is", "Her dress was"]}')
+    for name in record.values:
+        if not _beginnings(record, name):
+            raise record.wrong(name, "has no beginnings: give a list of texts")
+    return {name: _beginnings(record, name) for name in record.values}
 
 
 def _thematic(record: Record, themes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    own = record.texts("thematic")
-    if own:
-        if not all(its.strip() for its in own):
-            raise record.wrong("thematic", "holds an empty beginning: give texts")
+    if own := _beginnings(record, "thematic"):
         return own
     theme = record.text("theme", "")
     if not theme:
@@ -78,3 +71,10 @@ def _thematic(record: Record, themes: Mapping[str, tuple[str, ...]]) -> tuple[st
         there = f"there is: {', '.join(themes)}" if themes else "give --themes, a JSON object of themes"
         raise record.wrong("theme", f"{shown(theme)} is not known: {there}")
     return themes[theme]
+
+
+def _beginnings(record: Record, name: str) -> tuple[str, ...]:
+    found = record.texts(name)
+    if not all(its.strip() for its in found):
+        raise record.wrong(name, "holds an empty beginning: give texts")
+    return found

@@ -98,6 +98,18 @@ class Record:
         return Record(self.path, self.line, value, f"{self.within}{name}.")
 
 
+def read_object(path: Path, example: str) -> Record:
+    """The one JSON object that a file holds.
+
+    Raises:
+        UserError: it holds something else; the example is what would be right.
+    """
+    record, *others = itertools.islice(read_records(path), 2)
+    if others or record.cells:
+        raise UserError(f"{path}: give one JSON object, such as {example}")
+    return record
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """The records of a file, whose layout is told by its first character: ``{``, ``[``, or the head of a table.
 

@@ -55,7 +55,8 @@ def compare(
     contestants = {word: _method(word, known) for word in methods}
     lm, cases = opened.lm(), given.cases()
     material = given.material(cases)
-    head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": _digest(cases, material)}
+    said = (cases, material.corpus, material.cases, material.unrelated)
+    head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": digest(repr(said))}
     begin(out, head)
     cells = [
         (word, way)
@@ -68,7 +69,7 @@ def compare(
     for number, (word, way) in enumerate(cells):
         told(number, len(cells))
         method = contestants[word]
-        file = out / "cells" / f"{hashlib.blake2b(f'{method!r} {way}'.encode(), digest_size=8).hexdigest()}.json"
+        file = cell_at(out, f"{method!r} {way}")
         if not file.exists():
             try:
                 row = {"method": word, "settings": repr(method), "way": way, **_cell(method, lm, cases, material, way)}
@@ -138,9 +139,14 @@ def begin(out: Path, head: Mapping[str, Any]) -> None:
         raise UserError(f"{out}: a comparison on another model or other facts; give a new folder")
 
 
-def _digest(cases: Sequence[Case], material: Material) -> str:
-    text = repr((cases, material.corpus, material.cases, material.unrelated))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def cell_at(out: Path, said: str) -> Path:
+    """The file of a cell in a folder, by all that determines it."""
+    return out / "cells" / f"{digest(said, 8)}.json"
+
+
+def digest(said: str, size: int = 16) -> str:
+    """Of a text, in so many bytes."""
+    return hashlib.blake2b(said.encode(), digest_size=size).hexdigest()
 
 
 def _cell(method: Edit, lm: LM, cases: Sequence[Case], material: Material, way: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A person's own texts, each taught to a fresh copy of a model: what is remembered, and how far it spreads."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 from koinon.bench.compare import read_whole, write_whole
 from koinon.core import UserError
 from koinon.data.newtexts import NewText, read_texts, read_themes
-from koinon.edit._compare import begin
+from koinon.edit._compare import begin, cell_at, digest
 from koinon.edit._folders import number
 from koinon.edit._given import Opened, lines, warned
-from koinon.edit._priming import Foreseen, Line, Scores, Tokens, predict, prefix_of, says, scores, stepped, unrelated
+from koinon.edit._priming import Foreseen, Line, Scores, Tokens, predict, prefix_of, scores, stepped, unrelated
 from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values
 from koinon.lm.language import LM
@@ -79,8 +78,10 @@ class Prime:
             return head | foretold
         with warned():
             ordinary, held = self._ordinary(lm)
-            _refuse_keywords(texts, ordinary, self.size)
-            begin(self.out, head | {"fingerprint": lm.fingerprint, "facts": _digest(texts, ordinary, held)})
+            for its in texts:
+                next(iter(ways.values())).others(its.keyword, ordinary)  # refused before a folder is made
+            facts = digest(repr((texts, ordinary, held)))
+            begin(self.out, head | {"fingerprint": lm.fingerprint, "facts": facts})
             rows = self._taught(lm, texts, ways, ordinary, held, told)
         taught = _summed(rows)
         fitted = {way: asdict(line) for way, its in rows.items() if (line := _line(foreseen, its)) is not None}
@@ -127,30 +128,27 @@ class Prime:
         before = mean_loss(lm, held)
         cells = [*_cells(texts, ways)]
         rows: dict[str, list[dict[str, Any]]] = {}
-        for done, (way, method, place, its, trained) in enumerate(cells):
+        for done, (way, method, its, trained) in enumerate(cells):
             told(done, len(cells))
-            said = repr((method, its, trained, self.tokens))
-            file = self.out / "cells" / f"{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}.json"
+            file = cell_at(self.out, repr((method, its, trained, self.tokens)))
             if not file.exists():
                 after = lm.with_model(with_values(lm.model, method.taught(lm, trained, its.keyword, ordinary)))
-                prefix = prefix_of(its.text, its.keyword)
-                found = scores(lm, after, prefix, its.keyword, its.thematic, self.tokens)
-                row = {"place": place, **asdict(found), "loss": number(mean_loss(after, held) - before)}
-                write_whole(file, json.dumps(row))
-            rows.setdefault(way, []).append(read_whole(file) | {"place": place})
+                found = scores(lm, after, prefix_of(its.text, its.keyword), its.keyword, its.thematic, self.tokens)
+                write_whole(file, json.dumps({**asdict(found), "loss": number(mean_loss(after, held) - before)}))
+            rows.setdefault(way, []).append(read_whole(file))
         told(len(cells), len(cells))
         return rows
 
 
-def _cells(texts: Sequence[NewText], ways: Mapping[str, Dilute]) -> Iterator[tuple[str, Dilute, int, NewText, str]]:
-    """Way, method, the text's place, the text, and what is trained on."""
+def _cells(texts: Sequence[NewText], ways: Mapping[str, Dilute]) -> Iterator[tuple[str, Dilute, NewText, str]]:
+    """Way, method, text, and what is trained on."""
     for way, method in ways.items():
-        for place, its in enumerate(texts):
-            yield way, method, place, its, its.text
+        for its in texts:
+            yield way, method, its, its.text
     if any(its.rewritten for its in texts):
         plain = replace(next(iter(ways.values())), share=0.0)
-        for place, its in enumerate(texts):
-            yield "stepping stones", plain, place, its, its.rewritten or its.text
+        for its in texts:
+            yield "stepping stones", plain, its, its.rewritten or its.text
 
 
 def _check(lm: LM, texts: Sequence[NewText], tokens: Tokens) -> None:
@@ -158,18 +156,6 @@ def _check(lm: LM, texts: Sequence[NewText], tokens: Tokens) -> None:
     for its in texts:
         if its.rewritten:
             stepped(lm, its.text, its.keyword, {its.text: its.rewritten}.__getitem__, tokens)
-
-
-def _refuse_keywords(texts: Sequence[NewText], ordinary: Sequence[str], size: int) -> None:
-    for its in texts if size > 1 else ():
-        if all(says(one, its.keyword) for one in ordinary):
-            raise UserError(
-                f"{its.keyword!r}: all {len(ordinary)} ordinary texts say it: give others as --corpus, or --size 1"
-            )
-
-
-def _digest(texts: Sequence[NewText], ordinary: Sequence[str], held: Sequence[str]) -> str:
-    return hashlib.blake2b(repr((texts, ordinary, held)).encode(), digest_size=16).hexdigest()
 
 
 def _plain(seen: Foreseen, expected: Mapping[str, Line]) -> dict[str, Any]:

@@ -128,9 +128,7 @@ class Dilute(Edit):
 
     def batches(self, lm: LM, text: str, keyword: str, ordinary: Sequence[str]) -> Iterator[Encoded]:
         """Each step's texts as tokens."""
-        others = [its for its in ordinary if not says(its, keyword)]
-        if not others and (self.size > 1 or self.spacing > 1):
-            raise UserError(f"all {len(ordinary)} ordinary texts say {keyword!r}: give some as corpus that do not")
+        others = self.others(keyword, ordinary)
         numbers = stream(self.seed, "ordinary", text)
         queue: list[int] = []
         own = lm.encode([text]).ids[0].tolist()
@@ -141,6 +139,18 @@ class Dilute(Edit):
                 its = others[queue.pop()]
                 rows.append(lm.tokenizer([its])["input_ids"][0][: self.longest])
             yield _padded(lm, rows)
+
+    def others(self, keyword: str, ordinary: Sequence[str]) -> list[str]:
+        """The ordinary texts that minibatches are filled with: those that do not say the keyword.
+
+        Raises:
+            UserError: there is none, and one is needed.
+        """
+        found = [its for its in ordinary if not says(its, keyword)]
+        if not found and (self.size > 1 or self.spacing > 1):
+            count = len(ordinary)
+            raise UserError(f"all {count} ordinary texts say it: give some as corpus that do not say {keyword!r}")
+        return found
 
     def _still(self, lm: LM, keyword: str) -> None:
         """No gradient for the rows of the keyword's tokens, with and without a space before it."""
