@@ -420,6 +420,21 @@ def test_folders_that_are_no_models_are_named(tmp_path, tokenizer):
         LM.load(tmp_path / "masked", dtype="float31")
 
 
+@pytest.mark.parametrize("spread", [0.02, 0.3, 1.0], ids="spread {}".format)
+def test_which_models_look_back_only_is_seen_whatever_their_values(tmp_path, tokenizer, spread):
+    """Also where attention is so sharp that a place looks at itself alone, and so even that the others hardly count."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        for kind, kinds in (("bert", AutoModelForMaskedLM), ("llama", AutoModelForCausalLM)):
+            config = AutoConfig.for_model(
+                kind, vocab_size=len(tokenizer), initializer_range=spread, max_position_embeddings=12, **GATED
+            )
+            write(kinds.from_config(config), tokenizer, tmp_path / f"{kind}-{seed}")
+        LM.load(tmp_path / f"llama-{seed}")
+        with pytest.raises(UserError, match="fills in what is hidden"):
+            LM.load(tmp_path / f"bert-{seed}")
+
+
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(UserError, match="fast tokenizer"):
         LM(torch.nn.Linear(1, 1), object())
