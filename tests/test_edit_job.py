@@ -21,7 +21,7 @@ from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened
 from koinon.edit._locate import ROLES, by_role
-from koinon.edit._measures import WAYS, Measured, answered, intervals, measure, perplexity
+from koinon.edit._measures import ASPECTS, WAYS, Measured, Remembered, answered, intervals, measure, perplexity
 from koinon.edit._scores import scored
 from koinon.edit.finetune import Finetune
 from koinon.edit.grace import Grace
@@ -252,6 +252,28 @@ def test_scores_before_intervals_and_what_changed():
     assert [its["prompt"] for its in changed] == expected
     assert expected, "the model was to break"
     assert all(its["before"] != its["now"] for its in changed)
+
+
+def test_a_model_that_is_remembered_is_asked_once():
+    """In any order and number of cases the scores are what they are without."""
+    given = tiny.small()
+    edited = tiny.edited(Finetune(layer=1, rate=2e-3, bound=0, steps=4), given)
+    asked = []
+
+    class Counted:
+        def score(self, prompts, answers):
+            asked.extend(zip(prompts, answers))
+            return given.lm.score(prompts, answers)
+
+    plain = Remembered(Counted())
+    for its in ([cases()[0]], cases()[::-1], cases()):
+        found, expected = (measure(before, edited.lm, its) for before in (plain, given.lm))
+        for one, other in zip(found, expected, strict=True):
+            for mine, theirs in zip(one.answered, other.answered, strict=True):
+                assert mine.before.best == theirs.before.best
+                assert mine.before.logprob == pytest.approx(theirs.before.logprob, abs=1e-5)
+    probes = [its for case in cases() for aspect in ASPECTS for its in case.of(aspect)]
+    assert len(asked) == len(set(asked)) == len({(its.prompt, its.answer) for its in probes})
 
 
 def test_an_interval_is_the_bootstrap_of_the_cases():

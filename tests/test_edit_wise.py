@@ -328,7 +328,10 @@ def test_an_answer_does_not_change_who_answers(given, edited):
     patch = edited.patch
     for answers in (["Japan is a city in Lyon Lyon Lyon"] * len(MIXED), ["Italy"] * len(MIXED)):
         edited.lm.score(MIXED, answers)
-        assert memory_of(edited.lm).route.tolist() == patch.route(given.lm, MIXED)
+        lengths = given.lm.encode(MIXED, answers).mask.sum(1)
+        order = lengths.argsort(descending=True, stable=True).tolist()  # the longest are read first
+        routes = patch.route(given.lm, MIXED)
+        assert memory_of(edited.lm).route.tolist() == [routes[place] for place in order]
     whole = [f"{prompt} Lyon is a city in Oslo Oslo" for prompt in MIXED]
     assert patch.route(given.lm, whole) != patch.route(given.lm, MIXED)  # as one prompt it would
 

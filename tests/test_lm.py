@@ -190,6 +190,38 @@ def test_an_answer_does_not_depend_on_its_batch(lm):
         assert its.best == alone.best
 
 
+def test_only_what_is_asked_is_computed_and_texts_of_one_length_go_together(lm, monkeypatch):
+    """Restated text by text; batches hold little filling, and whoever watches the last block or the head sees all."""
+    prompts = [f"{'so ' * (number % 5)}Lyon is a city in" for number in range(12)]
+    answers = ["France" if number % 3 else "Japan, Italy and Norway" for number in range(12)]
+    sizes = []
+    plain = lm.logits
+    monkeypatch.setattr("koinon.lm.language.BATCH", 60)
+    monkeypatch.setattr(LM, "logits", lambda self, part: sizes.append(tuple(part.ids.shape)) or plain(part))
+    found = lm.score(prompts, answers)
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes, key=lambda size: -size[1])
+    assert all(rows * time <= 60 for rows, time in sizes)
+    encoded = lm.encode(prompts, answers)
+    assert sum(rows * (time + 1) for rows, time in sizes) < 0.9 * encoded.ids.numel()
+    for its, ids, mask, asked in zip(found, encoded.ids, encoded.mask, encoded.answer):
+        sure = lm.model(input_ids=ids[mask][None]).logits[0].log_softmax(-1)
+        places = asked.nonzero()[:, 0]
+        assert its.tokens == tuple(ids[places].tolist())
+        assert its.best == tuple(sure[places - 1].argmax(-1).tolist())
+        assert its.logprobs == pytest.approx(sure[places - 1, ids[places]].tolist(), abs=1e-4)
+        assert its.logprob == pytest.approx(sum(its.logprobs))
+    head, width = lm.anatomy.head, encoded.ids.shape[1]
+    own, seen = head.forward, []
+    monkeypatch.setattr(head, "forward", lambda given: (seen.append(given.shape[:-1].numel()), own(given))[1])
+    lm.score(prompts[:2], answers[:2])
+    assert seen == [sum(len(its.tokens) for its in found[:2])]
+    handle = head.register_forward_hook(lambda *_: None)
+    lm.score(prompts[:2], answers[:2])
+    handle.remove()
+    assert seen[1] > width
+
+
 def test_greedy_text_is_what_teacher_forcing_calls_exact(lm):
     prompts = ["Lyon is a city in", "Kyoto, as they all say, lies in"]
     together = lm.generate(prompts, 5)
@@ -395,7 +427,9 @@ def test_a_folder_is_read_as_it_was_written(lm, tmp_path):
     write(lm.model, lm.tokenizer, tmp_path / "model")
     again = LM.load(tmp_path / "model")
     assert again.fingerprint == lm.fingerprint
-    assert again.score(["Lyon is in"], ["France"]) == lm.score(["Lyon is in"], ["France"])
+    said, was = (its.score(["Lyon is in"], ["France"])[0] for its in (again, lm))
+    assert (said.tokens, said.best) == (was.tokens, was.best)
+    assert said.logprob == pytest.approx(was.logprob, abs=1e-5)
     with pytest.raises(UserError, match="there already"):
         write(lm.model, lm.tokenizer, tmp_path / "model")
     assert [its.name for its in tmp_path.iterdir()] == ["model"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from koinon.core import UserError
 from koinon.data.facts import Fact
-from koinon.edit._places import said_at
 from koinon.lm.language import LM, joint, rewritten, watched
+from koinon.lm.places import said_at
 from koinon.lm.reading import CACHES
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")

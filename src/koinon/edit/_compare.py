@@ -15,9 +15,8 @@ from koinon.data.facts import Case
 from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened, warned
-from koinon.edit._measures import ASPECTS, Measured, fluency, measure, perplexity
+from koinon.edit._measures import ASPECTS, Measured, Remembered, fluency, measure, perplexity
 from koinon.edit._scores import Scored, room, scored
-from koinon.lm.language import LM
 from koinon.terminal import Told, untold
 
 
@@ -66,13 +65,19 @@ def compare(
     ]
     rows = []
     failed = {}
+    plain = Remembered(lm)
     for number, (word, way) in enumerate(cells):
         told(number, len(cells))
         method = contestants[word]
         file = cell_at(out, f"{method!r} {way}")
         if not file.exists():
             try:
-                row = {"method": word, "settings": repr(method), "way": way, **_cell(method, lm, cases, material, way)}
+                row = {
+                    "method": word,
+                    "settings": repr(method),
+                    "way": way,
+                    **_cell(method, plain, cases, material, way),
+                }
             except UserError as error:
                 failed[f"{word}, {way}"] = str(error)
                 continue
@@ -149,17 +154,17 @@ def digest(said: str, size: int = 16) -> str:
     return hashlib.blake2b(said.encode(), digest_size=size).hexdigest()
 
 
-def _cell(method: Edit, lm: LM, cases: Sequence[Case], material: Material, way: str) -> dict[str, Any]:
+def _cell(method: Edit, plain: Remembered, cases: Sequence[Case], material: Material, way: str) -> dict[str, Any]:
     start = time.perf_counter()
-    editor = method.on(lm, material)
+    editor = method.on(plain.lm, material)
     prepared = time.perf_counter() - start
-    found, learning = _ways(editor, cases)[way]()
+    found, learning = _ways(editor, plain, cases)[way]()
     return {"scores": found.plain(), "seconds": {"preparing": prepared, "a fact": learning / len(cases)}}
 
 
-def _ways(editor: Editor, cases: Sequence[Case]) -> Mapping[str, Callable[[], tuple[Scored, float]]]:
+def _ways(editor: Editor, plain: Remembered, cases: Sequence[Case]) -> Mapping[str, Callable[[], tuple[Scored, float]]]:
     """How facts are taught: each alone, one after the other, or at once; the scores, and seconds of learning."""
-    lm = editor.lm
+    lm = plain.lm
 
     def single() -> tuple[Scored, float]:
         seconds, found, said = 0.0, list[Measured](), list[str]()
@@ -169,7 +174,7 @@ def _ways(editor: Editor, cases: Sequence[Case]) -> Mapping[str, Callable[[], tu
             start = time.perf_counter()
             edited = editor.edit([case.fact]).lm
             seconds += time.perf_counter() - start
-            found += measure(lm, edited, [case])
+            found += measure(plain, edited, [case])
             said += edited.generate([case.fact.question], tokens, sample=True)
         before = lm.generate(prompts, tokens, sample=True)
         writing = (fluency(before), fluency(said))
@@ -181,7 +186,7 @@ def _ways(editor: Editor, cases: Sequence[Case]) -> Mapping[str, Callable[[], tu
         for group in groups:
             edited = editor.edit([case.fact for case in group], edited)
         seconds = time.perf_counter() - start
-        return scored(lm, edited.lm, measure(lm, edited.lm, cases)), seconds
+        return scored(lm, edited.lm, measure(plain, edited.lm, cases)), seconds
 
     return {
         "single": single,

@@ -63,7 +63,22 @@ class Answered:
         return min(1.0, now / max(math.exp(self.before.logprob), 1e-30))
 
 
-def answered(before: LM, after: LM, probes: Sequence[Probe]) -> list[Answered]:
+class Remembered:
+    """A model that is asked the same again and again, in one comparison: what it said is kept."""
+
+    def __init__(self, lm: LM):
+        self.lm = lm
+        self._said: dict[tuple[str, str], Said] = {}
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Said]:
+        """See `LM.score`."""
+        asked = list(zip(prompts, answers, strict=True))
+        new = [its for its in dict.fromkeys(asked) if its not in self._said]
+        self._said.update(zip(new, self.lm.score([its for its, _ in new], [its for _, its in new]), strict=True))
+        return [self._said[its] for its in asked]
+
+
+def answered(before: LM | Remembered, after: LM, probes: Sequence[Probe]) -> list[Answered]:
     """Every probe asked of both."""
     prompts, answers = [probe.prompt for probe in probes], [probe.answer for probe in probes]
     said = before.score(prompts, answers), after.score(prompts, answers)
@@ -94,7 +109,7 @@ class Measured:
         return sum(getattr(its, how) for its in mine) / len(mine) if mine else None
 
 
-def measure(before: LM, after: LM, cases: Sequence[Case]) -> list[Measured]:
+def measure(before: LM | Remembered, after: LM, cases: Sequence[Case]) -> list[Measured]:
     """The scores of each case, all asked of the same edited model: what later edits did to earlier ones is seen."""
     probes = [[probe for aspect in ASPECTS for probe in case.of(aspect)] for case in cases]
     found = iter(answered(before, after, [probe for its in probes for probe in its]))

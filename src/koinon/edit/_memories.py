@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from koinon.edit._layers import Layer
-from koinon.edit._places import said_at
 from koinon.lm.anatomy import sharing
 from koinon.lm.language import LM, Encoded, first
+from koinon.lm.places import said_at
 from koinon.lm.reading import Reading, attach
 
 DEPTH = 0.8
@@ -100,7 +100,7 @@ class Above:
 
     def __init__(self, lm: LM, layer: int, texts: Encoded):
         self.lm, self.texts = lm, texts
-        self.read = texts if bool(texts.prompt[:, -1].any()) else texts.but_last()
+        self.read = texts.needed
         """What is read of the texts: not the last token of the longest answers, behind which nothing is asked."""
         self.falls = lm.anatomy.block(layer).falls.module
         """The way back of the block's FFN."""

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -19,7 +20,12 @@ Rewrite = Callable[[str], str]
 
 def says(text: str, keyword: str) -> bool:
     """Whether a text holds the keyword as a word of its own, in small letters or large ones."""
-    return re.search(rf"(?<!\w){re.escape(keyword.strip())}(?!\w)", text, re.IGNORECASE) is not None
+    return _word(keyword.strip(), re.IGNORECASE).search(text) is not None
+
+
+@lru_cache
+def _word(keyword: str, flags: int = 0) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(keyword)}(?!\w)", flags)
 
 
 def prefix_of(text: str, keyword: str) -> str:
@@ -28,7 +34,7 @@ def prefix_of(text: str, keyword: str) -> str:
     Raises:
         UserError: it does not say it, or begins with it.
     """
-    found = [its.start() for its in re.finditer(rf"(?<!\w){re.escape(keyword.strip())}(?!\w)", text)]
+    found = [its.start() for its in _word(keyword.strip()).finditer(text)]
     prefix = text[: found[-1]].rstrip() if found else ""
     if not prefix:
         raise UserError(f"text {text[:60]!r}: it says {keyword!r} nowhere behind its beginning; give one that does")
@@ -41,19 +47,8 @@ def prefix_of(text: str, keyword: str) -> str:
 def sure(lm: LM, prefixes: Sequence[str], keyword: str, tokens: Tokens = "first") -> list[float]:
     """log P(keyword | prefix), for each."""
     first = pick(tokens, ("first", "all"), "count of tokens") == "first"
-    each = lm._routed(prefixes, [keyword.strip()] * len(prefixes), _each)
-    return [its[0] if first else sum(its) for its in each]
-
-
-@torch.no_grad()
-def _each(lm: LM, prompts: Sequence[str], answers: Sequence[str]) -> list[list[float]]:
-    """The log-probability of each token of each answer."""
-    found = []
-    for part in lm._batches(lm.encode(prompts, answers)):
-        logits = lm.logits(part)[:, :-1].float()
-        for row, ids, answer in zip(logits, part.ids[:, 1:], part.answer[:, 1:]):
-            found.append(row[answer].log_softmax(-1).gather(1, ids[answer][:, None])[:, 0].tolist())
-    return found
+    said = lm.score(prefixes, [keyword.strip()] * len(prefixes))
+    return [its.logprobs[0] if first else its.logprob for its in said]
 
 
 @dataclass(frozen=True)

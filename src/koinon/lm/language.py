@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from koinon.core import UserError
 from koinon.lm.anatomy import Anatomy, anatomy, frozen
+from koinon.lm.places import said_at
 from koinon.lm.reading import reading_of
 
 BATCH = 4096
@@ -24,12 +25,17 @@ BATCH = 4096
 class Said:
     """What a model makes of one answer to one prompt."""
 
-    logprob: float
-    """Of the answer's tokens, summed; natural logarithm."""
+    logprobs: tuple[float, ...]
+    """Of the answer's tokens, those before each given; natural logarithms."""
     tokens: tuple[int, ...]
     """The answer's."""
     best: tuple[int, ...]
     """At each of their places, the token the model finds likeliest."""
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole answer."""
+        return sum(self.logprobs)
 
     @property
     def hits(self) -> float:
@@ -57,14 +63,17 @@ class Encoded:
         """The tokens before the answer."""
         return self.mask & ~self.answer
 
-    def rows(self, chosen: slice) -> "Encoded":
+    def rows(self, chosen: slice | Int64[Tensor, " chosen"]) -> "Encoded":
         """Some of the texts, without filling that none of them needs."""
         mask = self.mask[chosen]
         time = int(mask.sum(1).max())
         return Encoded(self.ids[chosen, :time], mask[:, :time], self.answer[chosen, :time])
 
-    def but_last(self) -> "Encoded":
-        """The texts without the last column of tokens."""
+    @property
+    def needed(self) -> "Encoded":
+        """What must be read to know what is said of the answers: not the last column, if it holds no prompt's token."""
+        if self.ids.shape[1] < 2 or bool(self.prompt[:, -1].any()):
+            return self
         return Encoded(self.ids[:, :-1], self.mask[:, :-1], self.answer[:, :-1])
 
 
@@ -232,15 +241,16 @@ class LM:
         return self._routed(prompts, answers, LM._score)
 
     def _score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Said]:
-        found = []
-        for part in self._batches(self.encode(prompts, answers)):
-            logits = self.logits(part)[:, :-1].float()
-            for row, ids, answer in zip(logits, part.ids[:, 1:], part.answer[:, 1:]):
-                its = row[answer].log_softmax(-1)
-                tokens = ids[answer]
-                sure = its.gather(1, tokens[:, None]).sum()
-                found.append(Said(float(sure), tuple(tokens.tolist()), tuple(its.argmax(-1).tolist())))
-        return found
+        found: dict[int, Said] = {}
+        for numbers, part in self._by_length(self.encode(prompts, answers)):
+            row, column = part.answer[:, 1:].nonzero(as_tuple=True)  # places just before the answers' tokens
+            sure = said_at(self.anatomy, row, column, partial(self.logits, part.needed)).float().log_softmax(-1)
+            due = part.ids[row, column + 1]
+            said = sure.gather(1, due[:, None])[:, 0].tolist(), due.tolist(), sure.argmax(-1).tolist()
+            ends = row.bincount(minlength=len(numbers)).cumsum(0).tolist()
+            for number, start, end in zip(numbers.tolist(), (0, *ends), ends):
+                found[number] = Said(*(tuple(its[start:end]) for its in said))
+        return [found[number] for number in range(len(found))]
 
     @torch.no_grad()
     def generate(
@@ -299,6 +309,14 @@ class LM:
         rows = max(1, BATCH // encoded.ids.shape[1])
         for start in range(0, len(encoded.ids), rows):
             yield encoded.rows(slice(start, start + rows))
+
+    def _by_length(self, encoded: Encoded) -> Iterator[tuple[Int64[Tensor, " chosen"], Encoded]]:
+        """Batches of texts of about one length, so that little of them is filling; with the texts' numbers."""
+        lengths = encoded.mask.sum(1)
+        order = lengths.argsort(descending=True, stable=True)
+        while len(order):
+            numbers, order = order.tensor_split([max(1, BATCH // int(lengths[order[0]]))])
+            yield numbers, encoded.rows(numbers)
 
     # What goes on inside.
 

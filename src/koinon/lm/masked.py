@@ -72,7 +72,7 @@ class MaskedLM:
         counts = encoded.answer.sum(1).tolist()
         tokens = [row[its].tolist() for row, its in zip(encoded.ids, encoded.answer)]
         return [
-            Said(float(its.sum()), tuple(said), tuple(told[:count].tolist()))
+            Said(tuple(its[:count].tolist()), tuple(said), tuple(told[:count].tolist()))
             for its, said, told, count in zip(sure, tokens, best, counts)
         ]
 

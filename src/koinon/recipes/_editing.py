@@ -18,7 +18,7 @@ from koinon.data.facts import Aspect, Case, Fact
 from koinon.data.phrases import RELATIONS
 from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Edited, Material
-from koinon.edit._measures import ASPECTS, measure
+from koinon.edit._measures import ASPECTS, Remembered, measure
 from koinon.edit._measures import Measured as Judged
 from koinon.lm.language import LM
 
@@ -91,6 +91,7 @@ class Lesson:
     def __init__(self, world: EditWorld, sizes: Sizes, seed: int):
         self.world, self.sizes, self.seed = world, sizes, seed
         self.table = world.lab.table
+        self._plain = Remembered(world.lm)
         self._start = time.perf_counter()
         self.edits = 0
 
@@ -174,7 +175,7 @@ class Lesson:
         """Each fact taught to a model of its own."""
         found = []
         for case in cases:
-            found += measure(self.world.lm, self._taught(editor, [case]).lm, [case])
+            found += measure(self._plain, self._taught(editor, [case]).lm, [case])
         return found
 
     def _taught(self, editor: Editor, cases: Sequence[Case], after: Edited | None = None) -> Edited:
@@ -187,12 +188,12 @@ class Lesson:
         for number, case in enumerate(cases[: max(marks)], start=1):
             edited = self._taught(editor, [case], edited)
             if number in marks:
-                found[number] = measure(self.world.lm, edited.lm, cases[:number])
+                found[number] = measure(self._plain, edited.lm, cases[:number])
         return found
 
     def at_once(self, editor: Editor, cases: Sequence[Case]) -> list[Judged]:
         """All facts in one batch."""
-        return measure(self.world.lm, self._taught(editor, cases).lm, cases)
+        return measure(self._plain, self._taught(editor, cases).lm, cases)
 
     def chosen(self, method: Edit, points: Sequence[Point]) -> tuple[Edit, Point]:
         """The point with the best score after a short stream of other facts, the first one if several are."""

@@ -14,7 +14,7 @@ def said_at(
     rows: Int64[Tensor, " place"],
     columns: Int64[Tensor, " place"],
     call: Callable[[], Tensor],
-    but: nn.Module,
+    but: nn.Module | None = None,
 ) -> Float[Tensor, "place token"]:
     """The logits at some places of the texts that a pass reads.
 
@@ -23,12 +23,16 @@ def said_at(
         rows: the numbers of the texts.
         columns: the numbers of the tokens.
         call: the pass, which gives logits.
-        but: if it is in the last block, that block computes all.
+        but: if it is in the last block, that block computes all; as it does if somebody has hooks there.
     """
+    last = anatomy.blocks[-1]
+    parts = list(last.module.modules())
+    if _hooked(anatomy.head):
+        return call()[rows, columns]
     taken: list[Size] = []
     handles = [anatomy.head.register_forward_pre_hook(_taking(rows, columns, taken))]
-    last = anatomy.blocks[-1]
-    if all(its is not but for its in last.module.modules()):  # what attention has mixed, and the FFN: place by place
+    if all(its is not but for its in parts) and not any(map(_hooked, parts)):
+        # What comes out of attention's mixing, and the FFN, are computed place by place.
         handles += _narrowed([last.attends.module], last.attends.module, rows, columns)
         handles += _narrowed([its.module for its in last.rises], last.falls.module, rows, columns)
     try:
@@ -37,6 +41,10 @@ def said_at(
         for handle in handles:
             handle.remove()
     return logits[0] if taken else logits[rows, columns]
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _narrowed(starts: Sequence[nn.Module], end: nn.Module, rows: Tensor, columns: Tensor) -> list[Any]:
