@@ -59,7 +59,7 @@ def test_no_share_is_plain_fine_tuning_to_the_bit(given):
     start = {name: its.detach().clone() for name, its in given.lm.model.named_parameters()}
     tuned = given.lm.with_model(with_values(given.lm.model, start))
     learns = [its.requires_grad_() for its in tuned.model.parameters()]
-    adam = torch.optim.AdamW(learns, lr=method.rate, weight_decay=0.0)
+    adam = torch.optim.AdamW(learns, lr=method.rate, weight_decay=0.0, fused=True)
     for batch in method.batches(given.lm, TEXT, KEYWORD, TEXTS):
         adam.zero_grad()
         next_token_loss(tuned, batch).backward()

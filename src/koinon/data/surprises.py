@@ -30,8 +30,8 @@ WAYS = ("true", "reworded", "false", "unknown", "absurd")
 that does not exist; with a keyword of the wrong class."""
 PREFIXES = 10
 """Thematic prefixes of a text about facts: half of known subjects, half of ones that do not exist."""
-HELD = 64
-"""Texts that are only read, to see what learning does to everything else."""
+HELD, HELD_ENGLISH = 64, 24
+"""Texts that are only read, to see what learning does to everything else; sentences of facts are shorter."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def of_english(count: int, seed: int = 0) -> Surprises:
     lines = [" ".join(its) for its in texts.spoken("english")]
     usual = [its for its in dict.fromkeys(lines) if 20 <= len(its) <= 200]
     order = _permutation(len(usual), "held", 0)
-    held = [usual[place] for place in order[:HELD]]
-    ordinary = [usual[place] for place in order[HELD:]]
+    held = [usual[place] for place in order[:HELD_ENGLISH]]
+    ordinary = [usual[place] for place in order[HELD_ENGLISH:]]
     return Surprises(report, choose, tuple(ordinary), tuple(held), context="{} ")
 
 

@@ -107,7 +107,7 @@ class Dilute(Edit):
         start = {name: lm.model.get_parameter(name).detach() for name in names}
         tuned = lm.with_model(with_values(lm.model, {name: its.clone() for name, its in start.items()}))
         held = {name: tuned.model.get_parameter(name).requires_grad_() for name in names}
-        adam = torch.optim.AdamW(held.values(), lr=self.rate, weight_decay=self.decay)
+        adam = torch.optim.AdamW(held.values(), lr=self.rate, weight_decay=self.decay, fused=True)
         filtered = Filtered(adam, self.share, self.which, self.per, self.every, self.sample, self.seed)
         # 1. The text and ordinary ones around it.
         for batch in self.batches(lm, text, keyword, ordinary):
@@ -171,7 +171,7 @@ def next_token_loss(lm: LM, batch: Encoded) -> Tensor:
 @torch.no_grad()
 def mean_loss(lm: LM, texts: Sequence[str]) -> float:
     """`next_token_loss` over texts, a token; NaN for none."""
-    parts = list(lm._batches(lm.encode(texts))) if texts else []
+    parts = [its for _, its in lm._by_length(lm.encode(texts))] if texts else []
     counts = [int(its.mask[:, 1:].sum()) for its in parts]
     return sum(n * float(next_token_loss(lm, its)) for n, its in zip(counts, parts)) / (sum(counts) or math.nan)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -90,27 +91,30 @@ class Filtered(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the optimiser, and then back with what is filtered; gives what the optimiser gave."""
-        if not self._before:
+        drops = self.share < 1 if self.which == "others" else self.share > 0
+        if drops and not self._before:
             self._before = [its.detach().clone() for its in self.parameters]
         with torch.enable_grad():
             given = self.optimizer.step() if closure is None else self.optimizer.step(closure)
         self.steps += 1
-        if self.steps % self.every == 0:
+        if self._before and self.steps % self.every == 0:
             self._filter()
             self._before = []
         return given
 
     def _filter(self) -> None:
         held = self.parameters
-        changes = [(_wide(new) - _wide(old)).abs() for new, old in zip(held, self._before, strict=True)]
         parts = [range(len(held))] if self.per == "model" else [range(place, place + 1) for place in range(len(held))]
         for part in parts:
-            device = held[part[0]].device
-            flat = torch.cat([changes[place].flatten().to(device) for place in part])
-            dropped = self._dropped(flat, part[0]).split([held[place].numel() for place in part])
+            counts = [held[place].numel() for place in part]
+            wide = reduce(torch.promote_types, (held[place].dtype for place in part), torch.float32)
+            sizes = torch.empty(sum(counts), dtype=wide, device=held[part[0]].device)
+            for place, its in zip(part, sizes.split(counts)):
+                its.view_as(held[place]).copy_(held[place]).sub_(self._before[place].to(its.device))
+            dropped = self._dropped(sizes.abs_(), part[0]).split(counts)
             for place, its in zip(part, dropped):
                 here = its.to(held[place].device).view_as(held[place])
-                held[place].copy_(torch.where(here, self._before[place], held[place]))
+                torch.where(here, self._before[place], held[place], out=held[place])
 
     def _dropped(self, size: Float[Tensor, " n"], part: int) -> Bool[Tensor, " n"]:
         numbers = stream(self.seed, "update", self.steps, part)
@@ -144,10 +148,6 @@ class Filtered(torch.optim.Optimizer):
         self._hold()
         self.steps = int(own["steps"])
         self._before = [old.to(its).clone() for old, its in zip(own["before"], self.parameters)]
-
-
-def _wide(its: Tensor) -> Tensor:
-    return its.to(torch.promote_types(its.dtype, torch.float32))
 
 
 def count_of(share: float, entries: int) -> int:

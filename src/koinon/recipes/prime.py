@@ -194,7 +194,7 @@ SETTINGS: Mapping[str, Setting] = {
         {
             "tiny": Scale((1, 1), 2, (1e-3, 1e-2), (0.3, 1.0), (("steps", 4), ("size", 3)), made=True),
             "demo": Scale((1, 1), 1, RATES, COARSE),
-            "small": Scale((2, 2), 3, RATES),
+            "small": Scale((1, 2), 5, RATES),
             "full": Scale((20, 4), 10, RATES),
         },
     ),
