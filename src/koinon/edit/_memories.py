@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from koinon.edit._layers import Layer
 from koinon.lm.anatomy import sharing
 from koinon.lm.language import LM, Encoded, first
-from koinon.lm.places import said_at
+from koinon.lm.places import last_block_at, said_at
 from koinon.lm.reading import Reading, attach
 
 DEPTH = 0.8
@@ -152,7 +152,12 @@ class Above:
 
     def harm(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean over the texts of the mean negative log-probability of their answers' tokens, if so changed."""
-        said = said_at(self.lm.anatomy, self._row, self._column, lambda: self.logits(change), but=self.falls)
+        places = self._row, self._column
+        if self._tail is not None:
+            with last_block_at(self.lm.anatomy, *places, but=self.falls), torch.enable_grad():
+                said = self._tail.logits(change, *places)
+        else:
+            said = said_at(self.lm.anatomy, *places, lambda: self.logits(change), but=self.falls)
         each = -said.float().log_softmax(-1).gather(1, self._due).squeeze(1)
         return (each.new_zeros(len(self._counts)).index_add(0, self._row, each) / self._counts).mean()
 
@@ -170,11 +175,12 @@ class _Tail:
     after: list[nn.Module]
     """The last normalisation, and the head."""
 
-    def logits(self, change: Callable[[Tensor], Tensor]) -> Float[Tensor, "text time token"]:
-        """What the model says if what the FFN gives is changed."""
+    def logits(self, change: Callable[[Tensor], Tensor], *places: Tensor) -> Float[Tensor, "*place token"]:
+        """What the model says, everywhere or at some places, if what the FFN gives is changed."""
         vectors = self.past + change(self.out)
         for module, given, named in self.calls:
             vectors = first(module(vectors, *given, **named))
+        vectors = vectors[places] if places else vectors
         for module in self.after:
             vectors = module(vectors)
         return vectors

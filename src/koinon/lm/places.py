@@ -1,6 +1,7 @@
 """What a model says at some places only: the head and the last block, large parts of a pass, compute little else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float, Int64
@@ -25,22 +26,34 @@ def said_at(
         call: the pass, which gives logits.
         but: if it is in the last block, that block computes all; as it does if somebody has hooks there.
     """
-    last = anatomy.blocks[-1]
-    parts = list(last.module.modules())
     if _hooked(anatomy.head):
         return call()[rows, columns]
     taken: list[Size] = []
-    handles = [anatomy.head.register_forward_pre_hook(_taking(rows, columns, taken))]
-    if all(its is not but for its in parts) and not any(map(_hooked, parts)):
-        # What comes out of attention's mixing, and the FFN, are computed place by place.
+    handle = anatomy.head.register_forward_pre_hook(_taking(rows, columns, taken))
+    try:
+        with last_block_at(anatomy, rows, columns, but):
+            logits = call()
+    finally:
+        handle.remove()
+    return logits.squeeze(0) if taken else logits[rows, columns]
+
+
+@contextmanager
+def last_block_at(
+    anatomy: Anatomy, rows: Int64[Tensor, " place"], columns: Int64[Tensor, " place"], but: nn.Module | None = None
+) -> Iterator[None]:
+    """Within, the last block computes what it does place by place only at some places; see `said_at`."""
+    last = anatomy.blocks[-1]
+    handles: list[Any] = []
+    if not any(its is but or _hooked(its) for its in last.module.modules()):
+        # What comes out of attention's mixing, and the FFN.
         handles += _narrowed([last.attends.module], last.attends.module, rows, columns)
         handles += _narrowed([its.module for its in last.rises], last.falls.module, rows, columns)
     try:
-        logits = call()
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return logits[0] if taken else logits[rows, columns]
 
 
 def _hooked(module: nn.Module) -> bool:
