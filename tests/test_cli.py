@@ -210,14 +210,15 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert "Error" not in err
 
 
-def test_ctrl_c_keeps_whole_cells_and_a_second_run_goes_on(capsys, tmp_path):
-    """The signal goes to the whole group, as a terminal sends it."""
+@pytest.mark.parametrize("finished", [1, 6], ids="{} cells".format)
+def test_ctrl_c_keeps_whole_cells_and_a_second_run_goes_on(finished, capsys, tmp_path):
+    """The signal goes to the whole group, as a terminal sends it: while a worker still imports, and while both run."""
     out = tmp_path / "runs"
     arguments = ["compare", "share", "--table", made.table(tmp_path), *made.TASKS, *made.COLUMNS, "--scale", "tiny"]
     arguments += ["--methods", "shared_bottom", "mmoe", "--out", out]
     process = made.start(made.command(*arguments, "--seeds", 40, "--jobs", 2))
     try:
-        assert made.waited(lambda: list(out.glob("cells/*.json")) or process.poll() is not None)
+        assert made.waited(lambda: len(list(out.glob("cells/*.json"))) >= finished or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     finally:

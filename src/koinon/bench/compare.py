@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +94,9 @@ def compare(
     progress(done, len(found), None)
     calls = [joblib.delayed(_run)(recipe, world, label, contestants[label], seed) for label, seed in missing]
     with _parallel(backend, jobs) as parallel:
-        for row in parallel(calls):
+        with _deaf_children():
+            rows = parallel(calls)
+        for row in rows:
             store.keep(row)
             found[row["label"], row["seed"]] = row
             done += 1
@@ -205,6 +208,19 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[joblib.Parallel]:
         stack.enter_context(joblib.parallel_config(backend=backend, n_jobs=jobs or -1, **options))
         # Ray's joblib backend cannot hand results back one by one.
         yield joblib.Parallel(return_as="list" if backend == "ray" else "generator_unordered")
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started within do not hear Ctrl-C: the one that started them does, and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
