@@ -108,23 +108,23 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
 
 
 def published(training: int, depth: int) -> dict[str, Entrant]:
-    """Those that need no training beforehand, as published but for the layer or rate, one of two for each."""
+    """Those that need no training beforehand, as published but for the layer or rate, one of two for each.
+
+    What tells variants of a method apart is compared on the small model.
+    """
     early, middle = max(1, depth // 6), depth // 2
     layers = grid(layer=(early, middle))
     near = grid(ratio=(0.7, 0.88))
     return {
         "base": Entrant(Finetune(layer=0, steps=0)),
         "finetune_m": Entrant(Finetune(bound=0.0), layers),
-        "finetune_l": Entrant(Finetune(loss="prompt end"), layers),
         "lora": Entrant(Lora(), grid(rate=(1e-3, 5e-3))),
         "rome": Entrant(Rome(), layers),
-        "rome_release": Entrant(Rome(keys="release"), layers),
         "memit": Entrant(Memit(spread=min(3, depth)), layers),
         "alphaedit": Entrant(AlphaEdit(spread=min(3, depth)), layers),
         "ike": Entrant(Ike(), grid(count=(4, 16))),
         "grace": Entrant(Grace(), grid(radius=(1.0, 3.0))),
         "wise": Entrant(Wise(shard=1, shards=10**6), near),
-        "wise_one_shard": Entrant(Wise(shard=10**6), near),
     }
 
 
