@@ -222,6 +222,19 @@ def test_only_what_is_asked_is_computed_and_texts_of_one_length_go_together(lm, 
     assert seen[1] > width
 
 
+@pytest.mark.parametrize("kind", [*WHERE, "mixtral", "mamba"])
+def test_answers_are_scored_on_every_kind_of_model(kind, tokenizer):
+    """Also where the parts of a layer are not known: layers with several experts, or without attention."""
+    sizes = {"mixtral": GROUPED | {"num_local_experts": 2}, "mamba": {"hidden_size": 32, "num_hidden_layers": 2}}
+    lm = LM.of(tiny(kind, tokenizer, sizes.get(kind)), tokenizer)
+    prompts, answers = ["Lyon is a city in", "Kyoto, as they all say, lies in"], ["France and Japan", "Japan"]
+    for its, prompt, answer in zip(lm.score(prompts, answers), prompts, answers):
+        encoded = lm.encode([prompt], [answer])
+        sure = lm.model(input_ids=encoded.ids, use_cache=False).logits[0].log_softmax(-1)
+        places = encoded.answer[0].nonzero()[:, 0]
+        assert its.logprobs == pytest.approx(sure[places - 1, encoded.ids[0, places]].tolist(), abs=1e-3)
+
+
 def test_greedy_text_is_what_teacher_forcing_calls_exact(lm):
     prompts = ["Lyon is a city in", "Kyoto, as they all say, lies in"]
     together = lm.generate(prompts, 5)

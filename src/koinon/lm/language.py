@@ -244,13 +244,20 @@ class LM:
         found: dict[int, Said] = {}
         for numbers, part in self._by_length(self.encode(prompts, answers)):
             row, column = part.answer[:, 1:].nonzero(as_tuple=True)  # places just before the answers' tokens
-            sure = said_at(self.anatomy, row, column, partial(self.logits, part.needed)).float().log_softmax(-1)
+            sure = self._said_at(part.needed, row, column).float().log_softmax(-1)
             due = part.ids[row, column + 1]
             said = sure.gather(1, due[:, None])[:, 0].tolist(), due.tolist(), sure.argmax(-1).tolist()
             ends = row.bincount(minlength=len(numbers)).cumsum(0).tolist()
             for number, start, end in zip(numbers.tolist(), (0, *ends), ends):
                 found[number] = Said(*(tuple(its[start:end]) for its in said))
         return [found[number] for number in range(len(found))]
+
+    def _said_at(self, read: Encoded, rows: Tensor, columns: Tensor) -> Float[Tensor, "place token"]:
+        try:
+            anatomy = self.anatomy
+        except UserError:  # such as layers with several experts: all of it, then
+            return self.logits(read)[rows, columns]
+        return said_at(anatomy, rows, columns, partial(self.logits, read))
 
     @torch.no_grad()
     def generate(
