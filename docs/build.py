@@ -122,7 +122,8 @@ def results() -> dict[str, str]:
     asked = {claim.recipe for system in SYSTEMS for claim in system.claims}
     pages: dict[str, str] = {}
     lines = ["# Results", "", "Committed rows of finished comparisons, rerun from the code they are kept with.", ""]
-    for recipe in sorted(asked | {file.stem for file in RESULTS.glob("*.jsonl")}):
+    known = {file.name.removesuffix(".settings.json") for file in RESULTS.glob("*.settings.json")}
+    for recipe in sorted(asked | known):
         report = report_of(recipe)
         if report is None:
             pages[f"results/{recipe}.md"] = page_of([f"# {recipe}", "", NOT_YET])

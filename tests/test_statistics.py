@@ -1,5 +1,6 @@
 """Metrics against their definitions, intervals against what is known, verdicts on made rows."""
 
+import gzip
 import json
 import math
 import warnings
@@ -362,6 +363,9 @@ def test_rows_are_read_from_json_lines(tmp_path):
     assert read_rows(file) == []
     file.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
     assert read_rows(file) == [{"a": 1}, {"a": 2}]
+    packed = tmp_path / "packed.jsonl"
+    packed.with_name("packed.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+    assert read_rows(packed) == [{"a": 1}, {"a": 2}]
     assert committed("no-such-comparison") == []
 
 

@@ -1,5 +1,6 @@
 """What became of each claim: evaluated from rows, never typed in."""
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from koinon.core import PACKAGE
 from koinon.systems import Claim, System
 
 RESULTS = PACKAGE / "results"
-"""Committed rows, one file a comparison: ``capability-data.jsonl``."""
+"""Committed rows, one file a comparison: ``capability-data.jsonl``, with ``.gz`` if it would be over a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,13 @@ def committed(recipe: str) -> list[dict[str, Any]]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; none if it is not there."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    """Rows of a JSON Lines file, or of the one that is packed beside it; none if neither is there."""
+    packed = file.with_name(f"{file.name}.gz")
+    if packed.exists():
+        text = gzip.decompress(packed.read_bytes()).decode()
+    else:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def metric_of(rows: Iterable[Mapping[str, Any]], label: str, metric: str) -> dict[int, Measured]:
