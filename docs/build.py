@@ -158,7 +158,7 @@ def short(report: Report | None) -> str:
         return NOT_YET
     header, body = report.table
     wanted = [0, 1, 2, *(i for i, name in enumerate(header) if name.startswith("sparse."))]
-    wanted += [header.index("parameters"), header.index("samples/s")]
+    wanted += [i for i, name in enumerate(header) if name in ("parameters", "samples/s")]
     lines = table([header[i] for i in wanted], [[cells[i] for i in wanted] for cells in body])
     return "\n".join([*lines, "", *report.sentences, "", *[f"- {note}" for note in report.notes]])
 

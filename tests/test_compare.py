@@ -18,8 +18,9 @@ import pytest
 
 from koinon import core
 from koinon.bench.compare import Cells, Recipe, compare, write_whole
-from koinon.bench.figures import page
+from koinon.bench.figures import figures, page
 from koinon.bench.report import Report, read_report
+from koinon.bench.statistics import falls
 from koinon.core import UserError
 from koinon.data.tables import TableFile
 from koinon.recipes.share import SCALES, Network, ShareRecipe, _parameters
@@ -454,6 +455,34 @@ def test_a_report_of_some_cells_compares_the_seeds_both_have(drawn, tmp_path):
     alone = Report(report.recipe, report.settings, [row for row in report.rows if row["label"] == "high"])
     assert alone.table[1][0][2] == "-"  # there is no baseline to compare with
     assert alone.text()
+
+
+def test_costs_that_nobody_tells_are_not_shown():
+    report = report_of({"low": [0.1, 0.2], "high": [0.3, 0.4]})
+    rows = [row | {"cost": {"peak_mb": 7.0}} for row in report.rows]
+    untimed = Report(report.recipe, report.settings, rows)
+    assert untimed.table[0][-1] == "peak MB"
+    assert not {"parameters", "active", "samples/s"} & set(untimed.table[0])
+    assert "peak MB" in untimed.text()
+    assert "speed" not in figures(untimed)
+    timed = Report(report.recipe, report.settings, [rows[0] | {"cost": {"samples_per_second": 3}}, *rows[1:]])
+    assert timed.table[0][-2:] == ["samples/s", "peak MB"]
+    assert {cells[-2] for cells in timed.table[1]} == {"3", "-"}
+    assert "speed" in figures(timed)
+
+
+def test_the_best_of_a_metric_is_the_least_where_less_is_better():
+    assert falls("asr.mean")
+    assert falls("alone.bits_per_byte")
+    assert not falls("mean.gauc")
+    assert not falls("told.normalised")
+    report = report_of({"low": [0.1, 0.2], "high": [0.3, 0.4]})
+    for metric, best in (("told.accuracy", "high"), ("asr.transfer", "low")):
+        rows = [row | {"metrics": row["metrics"] | {metric: row["metrics"]["mean.score"]}} for row in report.rows]
+        drawn = figures(Report(report.recipe, {**report.settings, "shown": [metric]}, rows))["tasks"][1]
+        words = [word for word in re.findall(r">([^<>]+)</text>", drawn) if word in ("low", "high", "best", "0.2000")]
+        assert words[:2] == ["high", "low"]  # from above, by the main metric; the cells as well
+        assert words[2:] == (["best", "0.2000"] if best == "high" else ["0.2000", "best"])
 
 
 @pytest.mark.parametrize("width", [60, 120, 400])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from koinon.bench.statistics import falls
 from koinon.core import UserError
 
 try:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 WIDTH = 10.0
 """Inches; the page is as wide."""
+LETTERS = 90
+"""How many fit below a figure in one line."""
 INK, ACCENT, QUIET = "#1f2937", "#2563eb", "#9ca3af"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -47,9 +50,10 @@ def figures(report: "Report") -> dict[str, tuple[str, str]]:
     drawn = {
         "levels": (f"{main}: mean and 95 % interval", _levels),
         "differences": (f"Difference to {baseline}, paired", _differences),
-        "speed": ("Quality against speed", _tradeoff),
-        "tasks": ("By task: difference to the best method of each task", _by_task),
+        "tasks": ("By metric: how far from the best", _by_metric),
     }
+    if "samples_per_second" in report.costs:
+        drawn["speed"] = ("Quality against speed", _tradeoff)
     if report.meters:
         drawn["meters"] = ("Expert meters (shorter is healthier)", _meters)
     with styled():
@@ -144,13 +148,11 @@ def _tradeoff(report: "Report") -> Figure:
     return figure
 
 
-def _by_task(report: "Report") -> Figure:
+def _by_metric(report: "Report") -> Figure:
     metrics = [name for name in report.settings["shown"] if not name.startswith(("mean.", "sparse."))]
     table = [[report.value(label, name).mean for name in metrics] for label in report.labels]
-    best = [
-        (min if name.endswith(".rmse") else max)(row[column] for row in table) for column, name in enumerate(metrics)
-    ]
-    gaps = [[value - top for value, top in zip(row, best, strict=True)] for row in table]
+    best = [(min if falls(name) else max)(row[column] for row in table) for column, name in enumerate(metrics)]
+    gaps = [[-abs(value - top) for value, top in zip(row, best, strict=True)] for row in table]
     figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(report.labels)), layout="constrained")
     axes = figure.subplots()
     lowest = min(min(row) for row in gaps) or -1e-9
@@ -159,9 +161,10 @@ def _by_task(report: "Report") -> Figure:
                 vmin=lowest, vmax=0)  # fmt: skip
     for y, row in enumerate(gaps):
         for x, gap in enumerate(row):
-            axes.text(x, y, f"{gap:+.4f}" if gap else "best", ha="center", va="center", fontsize=9, color=INK,
+            axes.text(x, y, f"{-gap:.4f}" if gap else "best", ha="center", va="center", fontsize=9, color=INK,
                       fontweight="normal" if gap else "bold")  # fmt: skip
-    axes.set_xticks(range(len(metrics)), metrics)
+    crowded = sum(map(len, metrics)) > LETTERS
+    axes.set_xticks(range(len(metrics)), metrics, rotation=25 * crowded, ha="right" if crowded else "center")
     axes.set_yticks(range(len(report.labels)), report.labels)
     axes.grid(visible=False)
     return figure

@@ -16,6 +16,15 @@ from koinon.bench.compare import in_order, read_cell, read_whole, write_whole
 from koinon.bench.statistics import Interval, interval, paired
 from koinon.core import UserError
 
+COSTS = {
+    "trained": "parameters",
+    "active": "active",
+    "samples_per_second": "samples/s",
+    "kept_bytes": "kept bytes",
+    "peak_mb": "peak MB",
+}
+"""What a row may tell of its cost, and how it is headed."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -58,16 +67,21 @@ class Report:
         return median(values) if values else None
 
     @cached_property
+    def costs(self) -> list[str]:
+        """The keys of `COSTS` that the rows tell."""
+        return [key for key in COSTS if any(row["cost"].get(key) is not None for row in self.rows)]
+
+    @cached_property
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells as text."""
         main, shown = self.settings["main"], self.settings["shown"]
         header = ["method", f"{main} (95 % interval)", f"minus {self.settings['baseline']}"]
-        header += [*shown, "parameters", "active", "samples/s", "peak MB"]
+        header += [*shown, *(COSTS[key] for key in self.costs)]
         body = []
         for label in self.labels:
             cells = [label, _with_interval(self.value(label, main)), self._against_baseline(label)]
             cells += [f"{self.value(label, metric).mean:.4f}" for metric in shown]
-            cells += [_count(self.cost(label, key)) for key in ("trained", "active", "samples_per_second", "peak_mb")]
+            cells += [_count(self.cost(label, key)) for key in self.costs]
             body.append(cells)
         return header, body
 
@@ -195,7 +209,8 @@ class Report:
         console = Console(
             file=io.StringIO(), width=width or max(Console().width, 120), markup=False, emoji=False, highlight=False
         )
-        first, others = [1, 2, 3 + shown, *range(5 + shown, len(header))], range(3, 3 + shown)
+        others = range(3, 3 + shown)
+        first = [1, 2, *(place for place, key in enumerate(self.costs, 3 + shown) if key != "active")]
         for columns in (*_fitting(first, header, body, console.width), *_fitting(others, header, body, console.width)):
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             for column in columns:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 DRAWS = 100
 """Resamplings of the test part's groups; the same ones for every method and seed, so that differences are paired."""
+FALLING = frozenset({"rmse", "asr", "unmarked", "bits_per_byte", "priming", "held", "spearman"})
+"""Parts of the names of metrics of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class Measured:
 
     value: float
     draws: Array
+
+
+def falls(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return not FALLING.isdisjoint(metric.split("."))
 
 
 class Resampling:
