@@ -21,15 +21,15 @@ from koinon.core import capabilities, names, summary
 from koinon.systems import SYSTEMS
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"(<!-- rows:([\w-]+) -->\n).*?(<!-- /rows -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- rows:([\w-]+)((?: [\w.]+)*) -->\n).*?(<!-- /rows -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
 
 
 def main() -> None:
-    """Refresh README.md, write the generated pages beside those written by hand, and build ``site/``."""
+    """Refresh the tables in pages written by hand, write the generated ones, and build ``site/``."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    readme = ROOT / "README.md"
-    readme.write_text(with_rows(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for written in (ROOT / "README.md", *(ROOT / "docs" / "guides").glob("*.md")):
+        written.write_text(with_rows(written.read_text(encoding="utf-8")), encoding="utf-8")
     build(ROOT / "docs", ROOT / "site")
 
 
@@ -148,17 +148,26 @@ def report_of(recipe: str) -> Report | None:
 
 
 def with_rows(text: str) -> str:
-    """The text with what stands between ``<!-- rows:NAME -->`` and ``<!-- /rows -->`` made anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{short(report_of(match[2]))}\n{match[3]}", text)
+    """The text with what stands between ``<!-- rows:NAME -->`` and ``<!-- /rows -->`` made anew.
+
+    Words behind the name are metrics: they stand in place of the difference and the costs.
+    """
+
+    def anew(match: re.Match[str]) -> str:
+        return f"{match[1]}{short(report_of(match[2]), match[3].split())}\n{match[4]}"
+
+    return BLOCK.sub(anew, text)
 
 
-def short(report: Report | None) -> str:
+def short(report: Report | None, metrics: Sequence[str] = ()) -> str:
     """The columns of a report's table that a first look needs, its sentences, and how it was run."""
     if report is None:
         return NOT_YET
     header, body = report.table
-    wanted = [0, 1, 2, *(i for i, name in enumerate(header) if name.startswith("sparse."))]
-    wanted += [i for i, name in enumerate(header) if name in ("parameters", "samples/s")]
+    wanted = [0, 1, *(header.index(name) for name in metrics)]
+    if not metrics:
+        wanted += [2, *(i for i, name in enumerate(header) if name.startswith("sparse."))]
+        wanted += [i for i, name in enumerate(header) if name in ("parameters", "samples/s")]
     lines = table([header[i] for i in wanted], [[cells[i] for i in wanted] for cells in body])
     return "\n".join([*lines, "", *report.sentences, "", *[f"- {note}" for note in report.notes]])
 
