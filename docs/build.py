@@ -1,4 +1,5 @@
-"""Write the pages that follow from the code and the committed rows, refresh README's table, and build the site.
+"""Write the pages that follow from the code and the committed rows, refresh the tables in those written by
+hand, and build the site.
 
 python docs/build.py
 """

@@ -94,9 +94,7 @@ def compare(
     progress(done, len(found), None)
     calls = [joblib.delayed(_run)(recipe, world, label, contestants[label], seed) for label, seed in missing]
     with _parallel(backend, jobs) as parallel:
-        with _deaf_children():
-            rows = parallel(calls)
-        for row in rows:
+        for row in parallel(calls):
             store.keep(row)
             found[row["label"], row["seed"]] = row
             done += 1
@@ -195,7 +193,8 @@ def _check_backend(backend: str) -> None:
 
 
 @contextlib.contextmanager
-def _parallel(backend: str, jobs: int | None) -> Iterator[joblib.Parallel]:
+def _parallel(backend: str, jobs: int | None) -> Iterator[Callable[[Iterable[Any]], Iterable[Row]]]:
+    """Gives what runs calls and hands on their rows as they come; processes here are started when it is called."""
     options: dict[str, Any] = {}
     stack = contextlib.ExitStack()
     with stack:
@@ -207,7 +206,13 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[joblib.Parallel]:
             _ray(jobs)
         stack.enter_context(joblib.parallel_config(backend=backend, n_jobs=jobs or -1, **options))
         # Ray's joblib backend cannot hand results back one by one.
-        yield joblib.Parallel(return_as="list" if backend == "ray" else "generator_unordered")
+        parallel = joblib.Parallel(return_as="list" if backend == "ray" else "generator_unordered")
+
+        def started(calls: Iterable[Any]) -> Iterable[Row]:
+            with _deaf_children():
+                return parallel(calls)
+
+        yield started if backend == "loky" else parallel
 
 
 @contextlib.contextmanager

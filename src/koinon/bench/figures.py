@@ -152,16 +152,16 @@ def _by_metric(report: "Report") -> Figure:
     metrics = [name for name in report.settings["shown"] if not name.startswith(("mean.", "sparse."))]
     table = [[report.value(label, name).mean for name in metrics] for label in report.labels]
     best = [(min if falls(name) else max)(row[column] for row in table) for column, name in enumerate(metrics)]
-    gaps = [[-abs(value - top) for value, top in zip(row, best, strict=True)] for row in table]
+    gaps = [[abs(value - top) for value, top in zip(row, best, strict=True)] for row in table]
     figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(report.labels)), layout="constrained")
     axes = figure.subplots()
-    lowest = min(min(row) for row in gaps) or -1e-9
+    widest = max(max(row) for row in gaps) or 1e-9
     # Pale for the best, amber for the worst: dark text can be read on every cell.
-    axes.imshow(gaps, aspect="auto", cmap=LinearSegmentedColormap.from_list("gap", ["#f59e0b", "#fef3c7", "#ffffff"]),
-                vmin=lowest, vmax=0)  # fmt: skip
+    axes.imshow(gaps, aspect="auto", cmap=LinearSegmentedColormap.from_list("gap", ["#ffffff", "#fef3c7", "#f59e0b"]),
+                vmin=0, vmax=widest)  # fmt: skip
     for y, row in enumerate(gaps):
         for x, gap in enumerate(row):
-            axes.text(x, y, f"{-gap:.4f}" if gap else "best", ha="center", va="center", fontsize=9, color=INK,
+            axes.text(x, y, f"{gap:.4f}" if gap else "best", ha="center", va="center", fontsize=9, color=INK,
                       fontweight="normal" if gap else "bold")  # fmt: skip
     crowded = sum(map(len, metrics)) > LETTERS
     axes.set_xticks(range(len(metrics)), metrics, rotation=25 * crowded, ha="right" if crowded else "center")

@@ -55,10 +55,11 @@ def read_themes(path: Path) -> dict[str, tuple[str, ...]]:
         UserError: the file is something else, or a theme is empty.
     """
     record = read_object(path, '{"colours": ["The sky is", "Her dress was"]}')
-    for name in record.values:
-        if not _beginnings(record, name):
+    found = {name: _beginnings(record, name) for name in record.values}
+    for name, its in found.items():
+        if not its:
             raise record.wrong(name, "has no beginnings: give a list of texts")
-    return {name: _beginnings(record, name) for name in record.values}
+    return found
 
 
 def _thematic(record: Record, themes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from koinon.core import UserError
 from koinon.lm.anatomy import Anatomy, anatomy, frozen
 from koinon.lm.places import said_at
 from koinon.lm.reading import reading_of
+from koinon.nn.params import stream
 
 BATCH = 4096
 """Tokens in one pass, padding included, unless a single text is longer."""
@@ -129,10 +130,9 @@ class LM:
     @torch.no_grad()
     def _looks_back_only(self) -> bool:
         # Other ends of several texts, each read at several places: one place may happen to look at itself alone.
-        draws = torch.Generator().manual_seed(0)
         words = self.model.get_input_embeddings().num_embeddings
         half = min(16, getattr(self.model.config, "max_position_embeddings", None) or 16) // 2
-        texts, ends = torch.randint(words, (2, 8, 2 * half), generator=draws).to(self.device)
+        texts, ends = torch.randint(words, (2, 8, 2 * half), generator=stream(0, "looks back")).to(self.device)
         others = torch.cat((texts[:, :half], ends[:, half:]), 1)
         one, other = (self.model(input_ids=ids, use_cache=False).logits[:, :half] for ids in (texts, others))
         rounding = min(1000 * torch.finfo(one.dtype).eps, 0.01)
