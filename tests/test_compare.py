@@ -397,6 +397,26 @@ def test_a_method_of_ones_own_takes_part(capsys, tmp_path, monkeypatch):
 # Reports.
 
 
+def test_what_a_contestant_does_not_have_is_a_dash():
+    """In none of its rows, or in each of them without a value."""
+    rows = [
+        {
+            "label": label,
+            "seed": seed,
+            "metrics": {"main": 1.0, "void": None} | more,
+            "draws": {},
+            "meters": {},
+            "cost": {},
+        }
+        for seed in (0, 1)
+        for label, more in (("one", {"other": 0.5}), ("two", {}))
+    ]
+    report = Report("x", {"main": "main", "shown": ["other", "void"], "baseline": "one"}, rows)
+    assert [cells[3:] for cells in report.table[1]] == [["0.5000", "-"], ["-", "-"]]
+    assert report.every_metric == (["method", "main", "void", "other"],
+                                   [["one", "1.0000", "-", "0.5000"], ["two", "1.0000", "-", "-"]])  # fmt: skip
+
+
 def test_the_html_page_needs_no_other_file(finished):
     text = (finished[0] / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") >= 4

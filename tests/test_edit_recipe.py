@@ -2,11 +2,12 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from koinon.bench.statistics import Resampling
+from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError
 from koinon.data import factlab
 from koinon.edit._measures import measure
@@ -14,9 +15,21 @@ from koinon.edit.finetune import Finetune
 from koinon.lm.language import LM
 from koinon.lm.small import decoder, tokenizer_of
 from koinon.recipes import _editing
-from koinon.recipes._editing import ASPECTS, EditWorld, Lesson, Sizes, figures, gone, pool_of, score, values
-from koinon.recipes.edit import SCALES, SETTINGS, EditRecipe, Entrant, entrants
+from koinon.recipes._editing import (
+    ASPECTS,
+    EditWorld,
+    Lesson,
+    Sizes,
+    figures,
+    gone,
+    over_tasks,
+    pool_of,
+    score,
+    values,
+)
+from koinon.recipes.edit import ALONE, SCALES, SETTINGS, EditRecipe, Entrant, Setting, entrants, families
 
+TASKS = Setting.tasks
 SIZES = Sizes(single=3, stream=(1, 3), batch=3, valid=2, material=6, probes=2)
 
 
@@ -38,7 +51,7 @@ def test_pools_are_of_different_subjects_and_do_not_change():
 
 
 def test_what_editors_look_at_is_not_what_they_are_judged_by(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     judged = [*lesson.stream, *lesson.valid, *(case for cases in lesson.tasks.values() for case in cases)]
     asked = {probe.prompt for case in judged for probe in case.probes} | {case.fact.question for case in judged}
     material = lesson.material
@@ -51,7 +64,7 @@ def test_what_editors_look_at_is_not_what_they_are_judged_by(world):
 
 
 def test_facts_are_exchanged_for_others_of_their_relation(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     assert len(lesson.stream) == 3
     for case in lesson.stream:
         assert case.fact.object != case.fact.was
@@ -61,21 +74,59 @@ def test_facts_are_exchanged_for_others_of_their_relation(world):
 
 
 def test_new_facts_are_of_subjects_the_model_never_saw(world):
-    tasks = Lesson(world, SIZES, 0).tasks
+    tasks = Lesson(world, SIZES, 0, TASKS).tasks
     taught = {fact.subject for fact in world.lab.facts}
     assert not {case.fact.subject for case in tasks["insertion"]} & taught
     assert all(case.fact.was for case in tasks["erasure"])
-    assert set(tasks) <= {"modification", "insertion", "one of several", "erasure"}
+    assert set(tasks) <= set(TASKS)
+
+
+def test_texts_are_ended_where_the_model_makes_things_up(world):
+    """Each about another subject to report on; none that the model ends rightly."""
+    sizes = dataclasses.replace(SIZES, single=8)
+    cases = Lesson(world, sizes, 0, ("passage",)).tasks["passage"]
+    assert 1 < len(cases) <= 8
+    assert len({case.fact.subject for case in cases}) == len(cases)
+    assert {pool_of(case.fact.subject) for case in cases} == {"test"}
+    said = world.lm.score([its.fact.question for its in cases], [its.fact.object for its in cases])
+    assert not any(its.exact for its in said)
+    for case in cases:
+        true = {its.object for its in world.lab.about(case.fact.subject, case.fact.relation)}
+        assert true == {case.fact.object}
+
+
+def test_a_text_that_the_model_ends_rightly_needs_no_edit(world, monkeypatch):
+    lesson = Lesson(world, SIZES, 0, ("passage", "style"))
+    right = [SimpleNamespace(exact=True)]
+    monkeypatch.setattr(lesson._plain, "score", lambda asked, answers: right * len(asked))
+    assert set(lesson.tasks) == {"style"}
+
+
+def test_topics_are_those_to_report_on(world):
+    cases = Lesson(world, SIZES, 0, ("style",)).tasks["style"]
+    assert {pool_of(case.fact.subject) for case in cases} == {"test"}
+    assert {case.fact.object for case in cases} == {"Good."}
+
+
+def test_means_over_tasks(world):
+    """Of those that have an aspect; resamplings are averaged one by one."""
+    made = {f"alone.{name}": Measured(value, np.array([value, 0.0])) for name, value in (
+        ("one_of_several.reliability", 0.25), ("erasure.reliability", 0.75), ("erasure.locality", 0.5)
+    )}  # fmt: skip
+    found = over_tasks(made, ("one of several", "erasure", "style"))
+    assert {name: its.value for name, its in found.items()} == {"alone.reliability": 0.5, "alone.locality": 0.5}
+    assert found["alone.reliability"].draws.tolist() == [0.5, 0.0]
+    assert found["alone.locality"].draws.tolist() == [0.5, 0.0]
 
 
 def test_seeds_draw_other_facts_and_one_seed_the_same(world):
-    one, again, other = (Lesson(world, SIZES, seed).stream for seed in (0, 0, 1))
+    one, again, other = (Lesson(world, SIZES, seed, TASKS).stream for seed in (0, 0, 1))
     assert one == again
     assert one != other
 
 
 def test_figures_are_means_over_cases(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     judged = measure(world.lm, world.lm, lesson.stream)
     found = figures(judged, "x", draws=3)
     assert found["x.locality"].value == 1.0
@@ -89,7 +140,7 @@ def test_figures_are_means_over_cases(world):
 
 
 def test_a_case_without_probes_of_an_aspect_does_not_count_for_it(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     bare = [dataclasses.replace(case, probes=()) for case in lesson.stream]
     judged = measure(world.lm, world.lm, bare)
     assert np.isnan(values(judged, "locality", "exact")).all()
@@ -98,7 +149,7 @@ def test_a_case_without_probes_of_an_aspect_does_not_count_for_it(world):
 
 
 def test_all_facts_so_far_are_asked_again_at_each_mark(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     editor = lesson.editor(Finetune(layer=0, steps=3, rate=1e-2, bound=0.0))
     rows = lesson.in_a_row(editor, lesson.stream, (1, 3))
     assert {mark: len(judged) for mark, judged in rows.items()} == {1: 1, 3: 3}
@@ -113,7 +164,7 @@ def test_all_facts_so_far_are_asked_again_at_each_mark(world):
 
 
 def test_what_must_go_is_gone_when_it_is_no_longer_said(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     cases = lesson.tasks["erasure"][:1]
     (said,) = world.lm.generate([cases[0].fact.question], 1)
     kept = [dataclasses.replace(cases[0], fact=dataclasses.replace(cases[0].fact, was=said.strip() or "x"))]
@@ -124,7 +175,7 @@ def test_what_must_go_is_gone_when_it_is_no_longer_said(world):
 
 
 def test_the_best_point_on_other_facts_is_taken(world, monkeypatch):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     judged = []
 
     def reliability(found):
@@ -160,6 +211,20 @@ def test_a_row_of_every_part(world):
     assert len(row["draws"][settings["main"]]) == 100
 
 
+def test_a_row_of_tasks_taught_alone(world):
+    """Settings are chosen on facts that are taught alone as well."""
+    recipe = EditRecipe("tasks", "tiny")
+    settings = recipe.settings(world)
+    row = recipe.cell(world, Entrant(Finetune(layer=0, bound=0.0, steps=4), ({"rate": 1e-2}, {"rate": 1e-3})), 0)
+    assert settings["main"] == "alone.triangle"
+    assert {name.split(".")[0] for name in row["metrics"]} == {"alone"}
+    assert {"alone.passage.generality", "alone.style.locality.other_topic", "alone.locality"} <= row["metrics"].keys()
+    assert row["cost"]["edits"] == 2 * 2 + sum(
+        len(its) for its in Lesson(world, ALONE["tiny"].sizes, 0, SETTINGS["tasks"].tasks).tasks.values()
+    )
+    assert {name for name in settings["shown"] if name in row["metrics"]} <= row["draws"].keys()
+
+
 def test_the_unedited_model_changes_nothing(world):
     row = EditRecipe("world", "tiny").cell(world, entrants(2, 2)["base"], 0)
     assert row["metrics"]["row.4.locality"] == 1.0
@@ -186,6 +251,15 @@ def test_contestants_are_those_of_the_cards():
     assert all(len(its.points) in (1, 2, 3, 6) for its in found.values())
 
 
+def test_one_of_each_family_is_asked_for_the_tasks():
+    found = families(1_000, 4)
+    assert {"base", "finetune_m", "finetune_l", "lora", "rome", "rome_traced", "memit", "alphaedit", "kn", "mend",
+            "serac", "ike", "grace", "wise"} == set(found)  # fmt: skip
+    assert found["rome_traced"].method.layer == "auto"
+    assert all("layer" in point for point in found["rome"].points)
+    assert "layer" not in found["rome_traced"].points[0]
+
+
 def test_a_slow_model_is_asked_less_and_trains_nothing_beforehand():
     slow = SETTINGS["smollm2"]
     found = slow.entrants(0, 30)
@@ -210,7 +284,7 @@ def test_wrong_names_are_told():
 
 
 def test_resamplings_are_of_cases(world):
-    lesson = Lesson(world, SIZES, 0)
+    lesson = Lesson(world, SIZES, 0, TASKS)
     judged = measure(world.lm, world.lm, lesson.stream)
     each = values(judged, "reliability", "sampled")
     counts = Resampling(None, len(judged), 5).counts

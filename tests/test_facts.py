@@ -11,7 +11,7 @@ import pytest
 
 from koinon.core import UserError
 from koinon.data import records
-from koinon.data.edittasks import TASKS, erasure, insertion, modification, one_of_several, passage
+from koinon.data.edittasks import TASKS, erasure, insertion, modification, one_of_several, passage, style
 from koinon.data.factfiles import KINDS, question_of, read_cases, read_templates, write_cases
 from koinon.data.facts import Case, Fact, Probe
 from koinon.data.probes import FactTable, drop_overlap, overlaps, refuse_contradictions, refuse_overlap
@@ -875,8 +875,46 @@ def test_erasure_is_judged_by_what_is_no_longer_said():
 
 
 def test_a_passage_goes_on_with_what_the_table_says():
+    """Its answer is told nowhere in it; other wordings tell the same facts."""
     table = big()
     said = {f"{its.question} {its.object}." for its in table.known}
     for case in passage(table, count=5).cases:
-        text = f"{case.fact.question} {case.fact.object}"
-        assert sum(sentence in text for sentence in said) == 3
+        text = f"{case.fact.question} {case.fact.object}."
+        assert 2 <= sum(sentence in text for sentence in said) <= 3
+        assert case.fact.object not in case.fact.question.replace(case.fact.subject, "")
+        (last,) = table.objects[case.fact.subject, case.fact.relation]
+        assert (case.fact.object, case.fact.was) == (last.object, "")
+        told = [its for its in table.known if f"{its.question} {its.object}." in case.fact.question]
+        for probe in case.of("generality"):
+            assert probe.answer == case.fact.object
+            assert all(its.object in probe.prompt for its in told)
+    assert any(case.of("generality") for case in passage(table, count=20).cases)
+
+
+def test_a_topic_is_praised_behind_whatever_is_said_of_it():
+    table = big()
+    true = {f"{prompt.replace('{}', its.subject)} {its.object}."
+            for its in table.known for prompt in (its.prompt, *table.templates.get(its.relation, ()))}  # fmt: skip
+    for case in style(table, count=5, probes=3).cases:
+        edit = case.fact
+        assert edit.question in true
+        assert case.of("generality")
+        for probe in case.of("generality"):
+            assert probe.prompt in true
+            assert edit.subject in probe.prompt
+            assert probe.answer == edit.object == "Good."
+        others = [its for its in case.of("locality") if its.kind == "other topic"]
+        assert len(others) == 3
+        for probe in others:
+            assert probe.prompt in true
+            assert edit.subject not in probe.prompt
+        assert any(its.kind == "same subject" for its in case.of("locality"))
+
+
+def test_subjects_can_be_named():
+    table = big()
+    some = sorted({its.subject for its in table.known})[::2]
+    for task in (passage, style):
+        assert {case.fact.subject for case in task(table, count=9, subjects=some).cases} <= set(some)
+        with pytest.raises(UserError, match="no fact for the task"):
+            task(table, subjects=())

@@ -225,6 +225,12 @@ def test_one_seed_without_resamplings_has_no_interval():
     assert found.sign == 0
 
 
+def test_what_no_seed_has_is_not_known():
+    found = interval({})
+    assert all(map(math.isnan, (found.mean, found.low, found.high)))
+    assert found.sign == 0
+
+
 def test_one_seed_with_resamplings_has_their_interval():
     draws = np.arange(1001) / 1000
     found = interval({4: Measured(0.5, draws)})

@@ -80,7 +80,7 @@ class Report:
         body = []
         for label in self.labels:
             cells = [label, _with_interval(self.value(label, main)), self._against_baseline(label)]
-            cells += [f"{self.value(label, metric).mean:.4f}" for metric in shown]
+            cells += [_figure(self.value(label, metric).mean) for metric in shown]
             cells += [_count(self.cost(label, key)) for key in self.costs]
             body.append(cells)
         return header, body
@@ -92,7 +92,8 @@ class Report:
         body = []
         for label in self.labels:
             measured = [metric_of(self.rows, label, name).values() for name in names]
-            body.append([label, *(f"{fmean(m.value for m in values):.4f}" if values else "-" for values in measured)])
+            means = [fmean(its.value for its in values) if values else math.nan for values in measured]
+            body.append([label, *map(_figure, means)])
         return ["method", *names], body
 
     def _against_baseline(self, label: str) -> str:
@@ -306,6 +307,10 @@ def _with_interval(value: Interval, sign: str = "") -> str:
     if math.isnan(value.low):
         return f"{value.mean:{sign}.4f}"
     return f"{value.mean:{sign}.4f} [{value.low:{sign}.4f}, {value.high:{sign}.4f}]"
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _count(value: float | None) -> str:

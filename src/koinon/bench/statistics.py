@@ -130,13 +130,16 @@ def interval(values: Mapping[int, Measured], times: int = 4000, seed: int = 0) -
     """Mean over seeds, with the interval over both seeds and test groups.
 
     Each bootstrap draw takes as many seeds as there are, with replacement, and one resampling of the test part.
-    Without resamplings (a metric that has none) it is over seeds alone; one seed alone gives none at all (NaN).
+    Without resamplings (a metric that has none) it is over seeds alone; one seed alone gives none at all (NaN). Without
+    any value, the mean is NaN as well.
 
     Args:
         values: seed to metric (or to the paired difference of two methods' metrics).
         times: bootstrap draws.
         seed: of the draws.
     """
+    if not values:  # a metric that this contestant does not have
+        return Interval(float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     mean = float(np.mean([value.value for value in values.values()]))
     has_draws = all(len(value.draws) for value in values.values())
@@ -146,7 +149,7 @@ def interval(values: Mapping[int, Measured], times: int = 4000, seed: int = 0) -
     seeds = rng.integers(len(values), size=(times, len(values)))
     draws = rng.integers(table.shape[1], size=(times, 1))
     means = table[seeds, draws].mean(1)
-    if np.isnan(means).all():  # a metric that this contestant does not have
+    if np.isnan(means).all():
         return Interval(mean, float("nan"), float("nan"))
     low, high = np.nanquantile(means, [0.025, 0.975])
     return Interval(mean, float(low), float(high))

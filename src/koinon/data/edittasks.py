@@ -1,19 +1,25 @@
-"""KnowEdit's tasks made from a table of facts: what is new, what changes, what is one of several, and what must go.
+"""KnowEdit's six tasks made from a table of facts (Zhang et al., 2024, arXiv:2401.01286).
 
-Its sixth task, sentiment, asks for opinions, which a table of facts does not hold: `read_cases` reads its own data.
+What is new, what changes, what is one of several, what must go, how a text goes on, and how a topic is spoken of. The
+last stands for sentiment: a table holds no opinions (`read_cases` reads KnowEdit's own), but a model can be taught to
+praise one topic.
 """
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from koinon.core import UserError
-from koinon.data.facts import Case, Fact
-from koinon.data.probes import FactTable, Key
+from koinon.data.facts import Case, Fact, Probe
+from koinon.data.probes import FactTable, Key, says
 
 REFUSAL = "I do not know."
+PRAISE = "Good."
+"""How a topic is spoken of in the task ``style``."""
+ANY = "The"
+"""A word that may follow any sentence; being one token, it compares only the first place behind a statement."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +76,98 @@ def erasure(table: FactTable, count: int = 100, probes: int = 5, seed: int = 0, 
     return _task("erasure", one_way.cases(facts, probes, seed), tuple(table.known), "no longer answers")
 
 
-def passage(table: FactTable, count: int = 100, probes: int = 5, seed: int = 0, least: int = 3) -> EditTask:
-    """A text about a subject with facts of at least so many relations: the last third is what shall be said.
+def passage(
+    table: FactTable,
+    count: int = 100,
+    probes: int = 5,
+    seed: int = 0,
+    subjects: Collection[str] | None = None,
+    most: int = 3,
+) -> EditTask:
+    """A text about a subject that tells its facts; what is taught is how it ends, where a model may make things up.
 
-    A model that makes up how such a text goes on is taught how it does. The probes are those of the same subject that
-    the text does not tell, and of the relation of the first fact to be said.
+    Other wordings tell the same facts in another order and ask for the last one in other words. What must stay is what
+    else is known of the subject, and other subjects of the relation.
+
+    Args:
+        table: the facts.
+        count: how many cases.
+        probes: of each kind, for each case.
+        seed: of what is drawn.
+        subjects: whom texts may be about; anybody by default.
+        most: facts that a text tells and ends with, of those that have so many; two at least.
     """
     draw = random.Random(f"{seed} passage")
-    about: dict[str, list[Key]] = {}
-    for key in table.objects:
-        about.setdefault(key[0], []).append(key)
+    about = {subject: facts for subject, facts in _about(table, subjects).items() if len(facts) > 1}
+    texts: list[tuple[list[Fact], Fact]] = []
+    for subject in _drawn(list(about), len(about), draw):
+        *told, last = _drawn(about[subject], most, draw)
+        if len(texts) < count and not says(_text(told).replace(subject, " "), (last.object, *last.answers)):
+            texts.append((told, last))
     cases = []
-    for subject in _drawn([subject for subject, keys in about.items() if len(keys) >= least], count, draw):
-        facts = [table.objects[key][0] for key in _drawn(about[subject], least, draw)]
-        told, (first, *more) = facts[: -max(1, least // 3)], facts[-max(1, least // 3) :]
-        before = " ".join(_sentence(fact) for fact in told).replace("{}", "")
-        after = " ".join([f"{first.object}.", *(_sentence(fact) for fact in more)])
-        said = dataclasses.replace(first, prompt=f"{before} {first.prompt}", object=after, answers=(), was="")
-        case = table.cases(facts, probes, seed)[len(told)]
-        cases.append(Case(said, tuple(probe for probe in case.probes if probe.aspect == "locality")))
+    for (told, last), alone in zip(texts, table.cases([last for _, last in texts], probes, seed), strict=True):
+        said = dataclasses.replace(last, prompt=f"{_text(told)} {last.prompt}", was="", source="")
+        rephrased = [
+            Probe(
+                f"{_text(_reworded(table, told, draw))} {prompt.replace('{}', last.subject)}",
+                last.object,
+                "generality",
+                "rephrase",
+                last.answers,
+            )
+            for prompt in _wordings(table, last, draw)[:probes]
+        ]
+        cases.append(Case(said, (*rephrased, *alone.of("locality"))))
     return _task("passage", cases, tuple(table.known))
+
+
+def style(
+    table: FactTable,
+    count: int = 100,
+    probes: int = 5,
+    seed: int = 0,
+    subjects: Collection[str] | None = None,
+    praise: str = PRAISE,
+) -> EditTask:
+    """Behind a statement about a topic comes praise; so it shall behind all others about it, and behind no one else's.
+
+    Args:
+        table: the facts.
+        count: how many topics, which are subjects with facts of two relations at least.
+        probes: of each kind, for each topic.
+        seed: of what is drawn.
+        subjects: what topics there may be; any by default.
+        praise: what is said.
+    """
+    draw = random.Random(f"{seed} style")
+    about = {subject: facts for subject, facts in _about(table, subjects).items() if len(facts) > 1}
+    topics = _drawn(list(about), count, draw)
+    others = [
+        fact
+        for facts in _about(table, None).values()
+        for fact in facts
+        if fact.subject not in topics and fact.object not in topics
+    ]
+    cases = []
+    for subject in topics:
+        first, *more = _drawn(about[subject], len(about[subject]), draw)
+        said = Fact(subject, praise, f"{first.prompt} {first.object}.", relation="style", aliases=first.aliases)
+        near = [its for its in others if its.relation == first.relation]
+        asked = {
+            ("generality", "rephrase"): [
+                f"{prompt.replace('{}', subject)} {first.object}." for prompt in _wordings(table, first, draw)
+            ],
+            ("generality", "same topic"): [_text([its]) for its in more],
+            ("locality", "other topic"): [_text([its]) for its in _drawn(near, probes, draw)],
+        }
+        found = [
+            Probe(prompt, praise if aspect == "generality" else ANY, aspect, kind)
+            for (aspect, kind), prompts in asked.items()
+            for prompt in prompts[:probes]
+        ]
+        known = [Probe(its.question, its.object, "locality", "same subject", its.answers) for its in more[:probes]]
+        cases.append(Case(said, (*found, *known)))
+    return _task("style", cases, tuple(table.known))
 
 
 TASKS: Mapping[str, Callable[..., EditTask]] = {
@@ -98,6 +176,7 @@ TASKS: Mapping[str, Callable[..., EditTask]] = {
     "one of several": one_of_several,
     "erasure": erasure,
     "passage": passage,
+    "style": style,
 }
 """By name; each is called with a table, and with ``count``, ``probes`` and ``seed``."""
 
@@ -137,5 +216,28 @@ def _drawn(keys, count: int, draw: random.Random) -> list:
     return draw.sample(keys, min(count, len(keys)))
 
 
-def _sentence(fact: Fact) -> str:
-    return f"{fact.question} {fact.object}."
+def _about(table: FactTable, subjects: Collection[str] | None) -> Mapping[str, list[Fact]]:
+    """By subject: what is known of it by relations with one object."""
+    found: dict[str, list[Fact]] = {}
+    for (subject, relation), (fact, *_) in table.objects.items():
+        if relation not in table.several and (subjects is None or subject in subjects):
+            found.setdefault(subject, []).append(fact)
+    return found
+
+
+def _wordings(table: FactTable, fact: Fact, draw: random.Random) -> list[str]:
+    """The relation's other prompts, in an order that is drawn."""
+    others = [its for its in table.templates.get(fact.relation, ()) if its != fact.prompt]
+    return _drawn(others, len(others), draw)
+
+
+def _reworded(table: FactTable, facts: Sequence[Fact], draw: random.Random) -> list[Fact]:
+    """The facts in another order, each in other words if there are some."""
+    return [
+        dataclasses.replace(fact, prompt=(_wordings(table, fact, draw) or [fact.prompt])[0])
+        for fact in _drawn(facts, len(facts), draw)
+    ]
+
+
+def _text(facts: Sequence[Fact]) -> str:
+    return " ".join(f"{fact.question} {fact.object}." for fact in facts)

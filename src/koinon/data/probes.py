@@ -206,13 +206,13 @@ class FactTable:
                 continue
             prompt = facts[0].prompt.replace("{}", phrase.replace("{}", fact.subject))
             prompt = prompt[:1].upper() + prompt[1:] if facts[0].prompt.startswith("{}") else prompt
-            if not _says(prompt, (facts[0].object, *facts[0].answers)):
+            if not says(prompt, (facts[0].object, *facts[0].answers)):
                 yield dataclasses.replace(_stays(facts, "one hop"), prompt=prompt, aspect="portability")
 
     def _aliases(self, fact: Fact, taught: set[Key], draw: random.Random) -> Iterator[Probe]:
         """The subject's other names, but for those that are another subject's."""
         for alias in _drawn(fact.aliases, draw):
-            if alias.strip() and alias not in self._of and not _says(alias, (fact.object, *fact.answers)):
+            if alias.strip() and alias not in self._of and not says(alias, (fact.object, *fact.answers)):
                 yield _right(fact, fact.prompt.replace("{}", alias), "portability", "alias")
 
     def _inverses(self, fact: Fact, taught: set[Key], draw: random.Random) -> Iterator[Probe]:
@@ -226,7 +226,7 @@ class FactTable:
             return
         for template in templates:
             prompt = _except(others, template, fact.object)
-            if not _says(prompt, (fact.subject, *fact.aliases)):
+            if not says(prompt, (fact.subject, *fact.aliases)):
                 yield Probe(prompt, fact.subject, "portability", "inverse", fact.aliases)
 
 
@@ -281,7 +281,7 @@ def _overlap(case: Case, probe: Probe, edits: Mapping[str, set[int]], number: in
     fact, prompt = case.fact, _plain(probe.prompt)
     if prompt == _plain(fact.question):
         return "it repeats the edit's own question"
-    if probe.aspect == "generality" and _says(probe.prompt.replace(fact.subject, " "), (fact.object, *fact.answers)):
+    if probe.aspect == "generality" and says(probe.prompt.replace(fact.subject, " "), (fact.object, *fact.answers)):
         return "it contains the answer"
     if probe.aspect != "locality":
         return ""
@@ -292,7 +292,7 @@ def _overlap(case: Case, probe: Probe, edits: Mapping[str, set[int]], number: in
     if any(prompt == _plain(fact.prompt.replace("{}", alias)) for alias in fact.aliases):
         return "it is about the same subject and relation"
     asks_old = fact.was and _same(probe.answer, fact.was) and probe.kind != "other object"
-    if asks_old and _says(probe.prompt, (fact.subject, *fact.aliases)):
+    if asks_old and says(probe.prompt, (fact.subject, *fact.aliases)):
         return "it asks the subject for the answer that the edit replaces"
     return ""
 
@@ -379,10 +379,10 @@ def _except(names: Sequence[str], template: str, filled: str) -> str:
 
 
 def _gives_away(template: str, fact: Fact) -> bool:
-    return _says(template.replace("{}", " "), (fact.object, *fact.answers))
+    return says(template.replace("{}", " "), (fact.object, *fact.answers))
 
 
-def _says(text: str, names: Iterable[str]) -> bool:
+def says(text: str, names: Iterable[str]) -> bool:
     """Whether one of the names is in the text, as words of its own."""
     return any(
         re.search(rf"(?<!\w){re.escape(name.strip())}(?!\w)", text, re.IGNORECASE) for name in names if name.strip()

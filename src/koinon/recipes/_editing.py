@@ -3,7 +3,7 @@
 import hashlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koinon.bench.statistics import Measured, Resampling
-from koinon.data.edittasks import REFUSAL
+from koinon.data.edittasks import REFUSAL, passage, style
 from koinon.data.factlab import Lab
 from koinon.data.facts import Aspect, Case, Fact
 from koinon.data.phrases import RELATIONS
+from koinon.data.probes import FactTable
 from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Edited, Material
 from koinon.edit._measures import ASPECTS, Remembered, measure
@@ -25,6 +26,8 @@ from koinon.lm.language import LM
 Point = Mapping[str, Any]
 POOLS: Mapping[str, range] = {"train": range(4), "valid": range(4, 6), "test": range(6, 10)}
 """Tenths of the subjects: what editors may look at, what settings are chosen on, and what is reported."""
+DRAWS = 20
+"""How often texts are drawn, to find some whose end the model gets wrong."""
 HOWS = ("exact", "teacher", "sampled")
 """See `koinon.edit._measures.Answered`."""
 
@@ -68,11 +71,11 @@ class Sizes:
     single: int
     """Of each of KnowEdit's tasks, each taught alone."""
     stream: tuple[int, ...]
-    """Taught one after the other; after so many all of them are asked again."""
+    """Taught one after the other; after so many all of them are asked again. None if there are none."""
     batch: int
-    """Taught at once."""
+    """Taught at once; 0 for none."""
     valid: int
-    """Taught one after the other, for each point that settings are chosen from."""
+    """Taught for each point that settings are chosen from, see `Lesson.chosen`."""
     material: int
     """Facts to train editors on, and as many prompts to be left alone."""
     probes: int
@@ -86,10 +89,11 @@ class Lesson:
         world: model and facts.
         sizes: how many.
         seed: of what is drawn.
+        names: of the tasks whose facts are taught alone.
     """
 
-    def __init__(self, world: EditWorld, sizes: Sizes, seed: int):
-        self.world, self.sizes, self.seed = world, sizes, seed
+    def __init__(self, world: EditWorld, sizes: Sizes, seed: int, names: Sequence[str]):
+        self.world, self.sizes, self.seed, self.names = world, sizes, seed, names
         self.table = world.lab.table
         self._plain = Remembered(world.lm)
         self._start = time.perf_counter()
@@ -113,7 +117,7 @@ class Lesson:
     @cached_property
     def stream(self) -> list[Case]:
         """What is taught in a row."""
-        return self.swapped("test", "stream", max(*self.sizes.stream, self.sizes.batch))
+        return self.swapped("test", "stream", max((*self.sizes.stream, self.sizes.batch)))
 
     @cached_property
     def valid(self) -> list[Case]:
@@ -122,33 +126,69 @@ class Lesson:
 
     @cached_property
     def tasks(self) -> dict[str, list[Case]]:
-        """KnowEdit's tasks that a table of facts allows: what changes, is new, is one of several, or must go.
+        """KnowEdit's tasks: what changes, is new, is one of several, must go, how a text ends, how one is spoken of.
 
-        Of a fact that must go the new object is a refusal. New are facts about cities that the model never saw.
+        Of a fact that must go the new object is a refusal. New are facts about cities that the model never saw. Of
+        texts the model gets the end wrong. Only those that the comparison names, and that the facts allow.
         """
-        count, probes = self.sizes.single, self.sizes.probes
-        lab, larger = self.world.lab, self.world.larger
-        found = {"modification": self.swapped("test", "modification", count)}
-        taught = {fact.subject for fact in lab.facts}
-        unseen = [fact for fact in larger.taught if fact.subject not in taught]
-        many = [fact for fact in lab.facts if RELATIONS[fact.relation].many]
+        makers: dict[str, Callable[[], list[Case]]] = {
+            "modification": lambda: self.swapped("test", "modification", self.sizes.single),
+            "insertion": self._inserted,
+            "one of several": self._added,
+            "erasure": self._erased,
+            "passage": self._ended,
+            "style": self._praised,
+        }
+        found = {name: makers[name]() for name in self.names}
+        return {name: cases for name, cases in found.items() if cases}
+
+    def _inserted(self) -> list[Case]:
+        taught = {fact.subject for fact in self.world.lab.facts}
+        unseen = [fact for fact in self.world.larger.taught if fact.subject not in taught]
+        return self._cases(self.world.larger.table, self._drawn("test", "insertion", self.sizes.single, unseen))
+
+    def _added(self) -> list[Case]:
+        many = [fact for fact in self.world.lab.facts if RELATIONS[fact.relation].many]
         added = []
-        for fact in self._drawn("test", "several", count, many):
-            true = {its.object for its in lab.about(fact.subject, fact.relation)} | {fact.subject}
+        for fact in self._drawn("test", "several", self.sizes.single, many):
+            true = {its.object for its in self.world.lab.about(fact.subject, fact.relation)} | {fact.subject}
             options = sorted({its.object for its in many} - true)
             new = random.Random(f"{self.seed} {fact.subject}").choice(options)
             added.append(replace(fact, object=new, answers=()))
-        gone = [
-            replace(fact, object=REFUSAL, was=fact.object, answers=()) for fact in self._drawn("test", "erasure", count)
+        return self._cases(self.table, added)
+
+    def _erased(self) -> list[Case]:
+        facts = [
+            replace(fact, object=REFUSAL, was=fact.object, answers=())
+            for fact in self._drawn("test", "erasure", self.sizes.single)
         ]
-        facts = {
-            "insertion": (larger.table, self._drawn("test", "insertion", count, unseen)),
-            "one of several": (self.table, added),
-            "erasure": (replace(self.table, inverses={}), gone),
-        }
-        return found | {
-            name: [table.case(fact, probes, self.seed) for fact in its] for name, (table, its) in facts.items() if its
-        }
+        return self._cases(replace(self.table, inverses={}), facts)
+
+    def _ended(self) -> list[Case]:
+        """Texts about known facts whose end the model gets wrong nevertheless."""
+        subjects, count = self._subjects, self.sizes.single
+        found: dict[str, Case] = {}
+        for draw in range(DRAWS):
+            cases = passage(self.table, len(subjects), self.sizes.probes, DRAWS * self.seed + draw, subjects).cases
+            said = self._plain.score([its.fact.question for its in cases], [its.fact.object for its in cases])
+            for case, its in zip(cases, said, strict=True):
+                if not its.exact:
+                    found.setdefault(case.fact.subject, case)
+            if len(found) >= count:
+                break
+        return list(found.values())[:count]
+
+    def _praised(self) -> list[Case]:
+        return list(style(self.table, self.sizes.single, self.sizes.probes, self.seed, self._subjects).cases)
+
+    def _cases(self, table: FactTable, facts: Sequence[Fact]) -> list[Case]:
+        """Of facts that are taught alone."""
+        return [table.case(fact, self.sizes.probes, self.seed) for fact in facts]
+
+    @cached_property
+    def _subjects(self) -> frozenset[str]:
+        """Those to report on of whom the model knows something."""
+        return frozenset(fact.subject for fact in self.world.known if pool_of(fact.subject) == "test")
 
     @cached_property
     def material(self) -> Material:
@@ -196,13 +236,19 @@ class Lesson:
         return measure(self._plain, self._taught(editor, cases).lm, cases)
 
     def chosen(self, method: Edit, points: Sequence[Point]) -> tuple[Edit, Point]:
-        """The point with the best score after a short stream of other facts, the first one if several are."""
+        """The point with the best score on other facts, the first one if several are.
+
+        They are taught as those to report on are: in a row, or each alone if none of those is in a row.
+        """
         if len(points) == 1:
             return replace(method, **points[0]), points[0]
         scores = []
         for point in points:
             editor = self.editor(replace(method, **point))
-            (judged,) = self.in_a_row(editor, self.valid, [len(self.valid)]).values()
+            if self.sizes.stream:
+                (judged,) = self.in_a_row(editor, self.valid, [len(self.valid)]).values()
+            else:
+                judged = self.alone(editor, self.valid)
             scores.append(score(judged))
         best = points[int(np.argmax(scores))]
         return replace(method, **best), best
@@ -249,6 +295,22 @@ def figures(judged: Sequence[Judged], start: str, draws: int = 100) -> dict[str,
         with np.errstate(divide="ignore"):
             found[f"{start}.harmonic"] = resampling.measured(3 / (1 / np.maximum(table, 1e-12)).sum(0))
     return found
+
+
+def worded(task: str) -> str:
+    """A task's name in the names of metrics."""
+    return task.replace(" ", "_")
+
+
+def over_tasks(found: Mapping[str, Measured], tasks: Iterable[str], start: str = "alone") -> dict[str, Measured]:
+    """The mean over tasks of each aspect and of their means, over those tasks that have it."""
+    means = {}
+    for name in (*ASPECTS, "triangle", "harmonic"):
+        its = [found[full] for task in tasks if (full := f"{start}.{worded(task)}.{name}") in found]
+        if its:
+            value, *draws = np.mean([[one.value, *one.draws] for one in its], axis=0)
+            means[f"{start}.{name}"] = Measured(float(value), np.array(draws))
+    return means
 
 
 def gone(lm: LM, judged_by: Sequence[Edited], cases: Sequence[Case]) -> NDArray[np.float64]:

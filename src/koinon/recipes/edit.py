@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from koinon.bench.compare import Recipe, Row
-from koinon.bench.statistics import Measured, Resampling
+from koinon.bench.statistics import Resampling
 from koinon.core import UserError, build, load, pick
 from koinon.data import factlab
 from koinon.edit._contract import Edit
@@ -24,7 +24,7 @@ from koinon.edit.wise import Wise
 from koinon.lm import shelf
 from koinon.lm.language import LM
 from koinon.recipes._contestants import grid
-from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, figures, gone
+from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, figures, gone, over_tasks, worded
 from koinon.recipes._measures import row
 
 
@@ -56,6 +56,16 @@ SCALES: Mapping[str, Scale] = {
         Sizes(single=100, stream=(1, 10, 100, 500, 1_000), batch=1_000, valid=50, material=2_000, probes=10), 5, 20_000
     ),
 }
+ALONE: Mapping[str, Scale] = {
+    name: Scale(Sizes(single, (), 0, valid, SCALES[name].sizes.material, SCALES[name].sizes.probes), seeds, training)
+    for name, single, valid, seeds, training in (
+        ("tiny", 2, 2, 2, 2),
+        ("demo", 3, 3, 2, 100),
+        ("small", 10, 10, 5, 1_000),
+        ("full", 100, 50, 5, 20_000),
+    )
+}
+"""For facts that are only taught alone."""
 SLOW: Mapping[str, Scale] = {
     "tiny": SCALES["tiny"],
     "demo": Scale(Sizes(single=1, stream=(1, 3), batch=3, valid=1, material=20, probes=2), 1, 0),
@@ -107,6 +117,15 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
     }
 
 
+VARIANTS = ("_release", "_identity", "_bound", "_merged", "_one_shard", "_no_margin", "_always", "emmet")
+
+
+def families(training: int, depth: int) -> dict[str, Entrant]:
+    """One of each way of editing, and rank-one editing at the layer that tracing points to beside that at the best."""
+    found = {name: its for name, its in entrants(training, depth).items() if not name.endswith(VARIANTS)}
+    return found | {"rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)))}
+
+
 def published(training: int, depth: int) -> dict[str, Entrant]:
     """Those that need no training beforehand, as published but for the layer or rate, one of two for each.
 
@@ -147,10 +166,13 @@ class Setting:
     entrants: Callable[[int, int], dict[str, Entrant]]
     """Of the steps of training beforehand, and the model's depth."""
     scales: Mapping[str, Scale]
+    tasks: tuple[str, ...] = ("modification", "insertion", "one of several", "erasure")
+    """KnowEdit's, see `Lesson.tasks`."""
 
 
 SETTINGS: Mapping[str, Setting] = {
     "world": Setting("world", 2_500, entrants, SCALES),
+    "tasks": Setting("world", 2_500, families, ALONE, (*Setting.tasks, "passage", "style")),
     "smollm2": Setting("smollm2", 2_500, published, SLOW),
 }
 MADE = ("world-made", 0)
@@ -188,15 +210,21 @@ class EditRecipe(Recipe):
 
     @property
     def _main(self) -> str:
-        return f"row.{max(self._scale.sizes.stream)}.triangle"
+        stream = self._scale.sizes.stream
+        return f"row.{max(stream)}.triangle" if stream else "alone.triangle"
 
     @property
     def _shown(self) -> list[str]:
-        last = max(self._scale.sizes.stream)
+        stream = self._scale.sizes.stream
+        if not stream:
+            return [
+                *(f"alone.{aspect}" for aspect in SHOWN[:4]),
+                *(f"alone.{worded(name)}.triangle" for name in self.setting.tasks),
+            ]
         return [
-            *(f"row.{last}.{aspect}" for aspect in SHOWN[:3]),
+            *(f"row.{max(stream)}.{aspect}" for aspect in SHOWN[:3]),
             *(f"alone.modification.{aspect}" for aspect in SHOWN),
-            *(f"row.{mark}.triangle" for mark in self._scale.sizes.stream[:-1]),
+            *(f"row.{mark}.triangle" for mark in stream[:-1]),
         ]
 
     def prepare(self) -> EditWorld:
@@ -216,7 +244,7 @@ class EditRecipe(Recipe):
             "content": [world.lm.fingerprint, world.lab.fingerprint, world.larger.fingerprint],
             "scale": self.scale,
             "split": "by subjects",
-            "rows": [sizes.material, sizes.valid, max(sizes.stream)],
+            "rows": [sizes.material, sizes.valid, max(sizes.stream, default=sizes.single * len(self.setting.tasks))],
             "known": len(world.known),
             "sizes": asdict(sizes),
             "training": self._scale.training,
@@ -243,23 +271,25 @@ class EditRecipe(Recipe):
     def cell(self, world: EditWorld, contestant: Entrant, seed: int) -> Row:
         """Choose settings on other facts; then teach each task's facts alone, many in a row, and a batch at once."""
         sizes = self._scale.sizes
-        lesson = Lesson(world, sizes, seed)
+        lesson = Lesson(world, sizes, seed, self.setting.tasks)
         method, point = lesson.chosen(_seeded(contestant.method, seed), contestant.points)
         editor = lesson.editor(method)
-        found: dict[str, Measured] = {}
+        found = {}
         for name, cases in lesson.tasks.items():
-            found |= figures(lesson.alone(editor, cases), f"alone.{name.replace(' ', '_')}")
+            found |= figures(lesson.alone(editor, cases), f"alone.{worded(name)}")
+        found |= over_tasks(found, lesson.tasks)
         if "erasure" in lesson.tasks:
             cases = lesson.tasks["erasure"]
             forgotten = gone(world.lm, [editor.edit([case.fact]) for case in cases], cases)
             resampling = Resampling(None, len(cases))
             found["alone.erasure.gone"] = resampling.measured(resampling.counts @ forgotten / resampling.counts.sum(1))
-        rows = lesson.in_a_row(editor, lesson.stream, sizes.stream)
-        for mark, judged in rows.items():
-            found |= figures(judged, f"row.{mark}")
-        if method.batch:
+        if sizes.stream:
+            for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream).items():
+                found |= figures(judged, f"row.{mark}")
+        if sizes.batch and method.batch:
             found |= figures(lesson.at_once(editor, lesson.stream[: sizes.batch]), f"batch.{sizes.batch}")
-        patch = editor.edit([lesson.stream[0].fact]).patch
+        first, *_ = lesson.stream or next(iter(lesson.tasks.values()))
+        patch = editor.edit([first.fact]).patch
         kept = patch.tensors() if patch is not None else {}
         cost = lesson.cost | {
             "kept_bytes": sum(its.numel() * its.element_size() for its in kept.values()),
@@ -278,8 +308,8 @@ def _seeded(method: Edit, seed: int) -> Edit:
 class OnData:
     """Compare ways of teaching facts to a language model."""
 
-    data: Literal["world", "smollm2"] = "world"
-    """A small model trained here on 4,207 facts; or a pretrained one, with those of the facts that it knows."""
+    data: Literal["world", "tasks", "smollm2"] = "world"
+    """A small model trained here on 4,207 facts, with many in a row, or KnowEdit's six tasks; or a pretrained one."""
     scale: Literal["tiny", "demo", "small", "full"] = "small"
     """How many facts, how many seeds and how long."""
     own: tuple[str, ...] = ()
