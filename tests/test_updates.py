@@ -10,8 +10,9 @@ from oracles.edit_dilute import filtered
 from torch import nn
 
 from koinon.core import UserError
+from koinon.nn import updates
 from koinon.nn.params import stream
-from koinon.nn.updates import Filtered, above, count_of, kth_largest, largest
+from koinon.nn.updates import Filtered, Given, Update, above, count_of, kth_largest, largest
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 
@@ -100,12 +101,14 @@ def test_counts_are_those_of_decimal_fractions():
     assert [count_of(0.08, entries) for entries in (1, 12, 13, 100, 101)] == [1, 1, 2, 8, 9]
     assert count_of(1e-9, 1000) == 1
     for count in range(6):
-        assert int(largest(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]), count).sum()) == count
+        sizes = Given(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]), [2, 3])
+        found = torch.cat(list(largest(sizes, count)))
+        assert found.tolist() == [[1, 2, 4, 0, 3].index(place) < count for place in range(5)]
 
 
 @pytest.mark.parametrize("kind", ["spread", "tied", "mostly zero", "sorted"])
 def test_thresholds_are_exact_in_large_models(kind):
-    size = torch.rand(100_000, generator=stream(0, kind)) ** 4
+    size = torch.rand(300_000, generator=stream(0, kind)) ** 4
     if kind == "tied":
         size = (size * 10).round()
     if kind == "mostly zero":
@@ -113,9 +116,13 @@ def test_thresholds_are_exact_in_large_models(kind):
     if kind == "sorted":
         size = size.sort().values
     ordered = size.sort(descending=True).values
-    for count in (1, 3, 500, 8_000, 50_000, 99_000, 100_000):
-        assert kth_largest(size, count) == ordered[count - 1]
-        found = largest(size, count)
+    for count in (1, 3, 500, 8_000, 150_000, 299_000, 300_000):
+        sizes = Given(size, [180_000, 120_000])
+        least, equal = kth_largest(sizes, count)
+        assert least == ordered[count - 1]
+        among = int((ordered[:count] == least).sum())
+        assert equal == (among if among < int((size == least).sum()) else None)
+        found = torch.cat(list(largest(sizes, count)))
         assert int(found.sum()) == count
         assert float(size[found].min()) == ordered[count - 1]
 
@@ -143,10 +150,49 @@ def test_several_steps_as_one_update():
 
 def test_a_sampled_threshold_drops_about_as_many():
     size = torch.rand(20_000, generator=stream(0, "sizes"))
-    found = above(size, 0.08, 2_000, stream(1, "sample"))
+    sizes = Given(size, [5_000, 15_000])
+    found = torch.cat(list(above(sizes, 0.08, 2_000, stream(1, "sample"))))
     assert 0.06 < found.float().mean() < 0.10
     assert float(size[found].min()) > float(size[~found].max())
-    assert not above(size, 0.0, 10, stream(1, "sample")).any()
+    assert not any(its.any() for its in above(sizes, 0.0, 10, stream(1, "sample")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_update_in_pieces_is_the_update(monkeypatch, dtype):
+    """Large parameters in parts, small ones together, others of other strides whole; nothing rounded."""
+    monkeypatch.setattr(updates, "PIECE", 8)
+    numbers = stream(0, "pieces")
+    shapes = ((3, 4), (2,), (3,), (4, 5), (), (7,))
+    now, before = ([torch.randn(shape, generator=numbers).to(dtype) for shape in shapes] for _ in range(2))
+    now[3] = now[3].t().contiguous().t()
+    update = Update(now, before)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = (flat(now).to(wide) - flat(before).to(wide)).abs()
+    assert update.lengths == [8, 4 + 2, 3, 20, 1 + 7]
+    assert len(update) == len(expected) == sum(update.lengths)
+    assert torch.equal(torch.cat([its.clone() for its in update]), expected)
+    assert torch.equal(torch.cat([its.clone() for its in update]), expected), "asked for twice"
+    places = torch.tensor([0, 0, 3, 11, 12, 16, 17, 36, 37, 44])
+    assert torch.equal(update.at(places), expected[places])
+
+
+@pytest.mark.parametrize("which", ["largest", "others", "random"])
+def test_pieces_change_nothing(monkeypatch, which):
+    found = []
+    for piece in (1, 7, 10**6):
+        monkeypatch.setattr(updates, "PIECE", piece)
+        found.append(run(lambda its: Filtered(its, 0.3, which), 2)[2])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_sample_finds_the_same_threshold_in_any_pieces(monkeypatch):
+    found = []
+    for piece in (1, 7, 10**6):
+        monkeypatch.setattr(updates, "PIECE", piece)
+        found.append(run(lambda its: Filtered(its, 0.3, sample=20), 2)[2])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_momentum_brings_dropped_entries_up_again():

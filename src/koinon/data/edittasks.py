@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from koinon.core import UserError
-from koinon.data.facts import Case, Fact, Probe
+from koinon.data.facts import Aspect, Case, Fact, Probe
 from koinon.data.probes import FactTable, Key, says
 
 REFUSAL = "I do not know."
@@ -153,7 +153,7 @@ def style(
         first, *more = _drawn(about[subject], len(about[subject]), draw)
         said = Fact(subject, praise, f"{first.prompt} {first.object}.", relation="style", aliases=first.aliases)
         near = [its for its in others if its.relation == first.relation]
-        asked = {
+        asked: dict[tuple[Aspect, str], list[str]] = {
             ("generality", "rephrase"): [
                 f"{prompt.replace('{}', subject)} {first.object}." for prompt in _wordings(table, first, draw)
             ],

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from koinon.bench.compare import Recipe, Row
-from koinon.bench.statistics import Resampling
+from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError, build, load, pick
 from koinon.data import factlab
 from koinon.edit._contract import Edit
@@ -274,7 +274,7 @@ class EditRecipe(Recipe):
         lesson = Lesson(world, sizes, seed, self.setting.tasks)
         method, point = lesson.chosen(_seeded(contestant.method, seed), contestant.points)
         editor = lesson.editor(method)
-        found = {}
+        found: dict[str, Measured] = {}
         for name, cases in lesson.tasks.items():
             found |= figures(lesson.alone(editor, cases), f"alone.{worded(name)}")
         found |= over_tasks(found, lesson.tasks)
