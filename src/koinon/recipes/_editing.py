@@ -211,11 +211,16 @@ class Lesson:
         """The method on the model, with the material."""
         return method.on(self.world.lm, self.material)
 
-    def alone(self, editor: Editor, cases: Sequence[Case]) -> list[Judged]:
-        """Each fact taught to a model of its own."""
+    def alone(
+        self, editor: Editor, cases: Sequence[Case], look: Callable[[Edited, Case], None] | None = None
+    ) -> list[Judged]:
+        """Each fact taught to a model of its own, at which there may be another look."""
         found = []
         for case in cases:
-            found += measure(self._plain, self._taught(editor, [case]).lm, [case])
+            edited = self._taught(editor, [case])
+            found += measure(self._plain, edited.lm, [case])
+            if look is not None:
+                look(edited, case)
         return found
 
     def _taught(self, editor: Editor, cases: Sequence[Case], after: Edited | None = None) -> Edited:
@@ -313,13 +318,10 @@ def over_tasks(found: Mapping[str, Measured], tasks: Iterable[str], start: str =
     return means
 
 
-def gone(lm: LM, judged_by: Sequence[Edited], cases: Sequence[Case]) -> NDArray[np.float64]:
-    """Whether greedy decoding no longer says what was true: 1 for each fact that is gone from its edited model."""
-    found = []
-    for edited, case in zip(judged_by, cases, strict=True):
-        (said,) = edited.lm.score([case.fact.question], [case.fact.was])
-        found.append(float(not said.exact))
-    return np.array(found)
+def gone(edited: Edited, case: Case) -> bool:
+    """Whether greedy decoding no longer says what was true."""
+    (said,) = edited.lm.score([case.fact.question], [case.fact.was])
+    return not said.exact
 
 
 def _mean(each: NDArray[np.float64], resampling: Resampling) -> Measured | None:

@@ -61,7 +61,7 @@ ALONE: Mapping[str, Scale] = {
     for name, single, valid, seeds, training in (
         ("tiny", 2, 2, 2, 2),
         ("demo", 3, 3, 2, 100),
-        ("small", 10, 10, 5, 1_000),
+        ("small", 8, 6, 5, 1_000),
         ("full", 100, 50, 5, 20_000),
     )
 }
@@ -275,13 +275,13 @@ class EditRecipe(Recipe):
         method, point = lesson.chosen(_seeded(contestant.method, seed), contestant.points)
         editor = lesson.editor(method)
         found: dict[str, Measured] = {}
+        forgotten: list[bool] = []
         for name, cases in lesson.tasks.items():
-            found |= figures(lesson.alone(editor, cases), f"alone.{worded(name)}")
+            look = (lambda edited, case: forgotten.append(gone(edited, case))) if name == "erasure" else None
+            found |= figures(lesson.alone(editor, cases, look), f"alone.{worded(name)}")
         found |= over_tasks(found, lesson.tasks)
-        if "erasure" in lesson.tasks:
-            cases = lesson.tasks["erasure"]
-            forgotten = gone(world.lm, [editor.edit([case.fact]) for case in cases], cases)
-            resampling = Resampling(None, len(cases))
+        if forgotten:
+            resampling = Resampling(None, len(forgotten))
             found["alone.erasure.gone"] = resampling.measured(resampling.counts @ forgotten / resampling.counts.sum(1))
         if sizes.stream:
             for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream).items():
