@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError
@@ -15,12 +16,14 @@ from koinon.edit._measures import measure
 from koinon.edit.finetune import Finetune
 from koinon.lm.language import LM
 from koinon.lm.small import decoder, tokenizer_of
+from koinon.lm.tracing import best_layer
 from koinon.recipes import _editing
 from koinon.recipes._editing import (
     ASPECTS,
     EditWorld,
     Lesson,
     Sizes,
+    agreement,
     figures,
     gone,
     over_tasks,
@@ -164,6 +167,26 @@ def test_all_facts_so_far_are_asked_again_at_each_mark(world):
     assert abs(now - then) > 1e-3, "the first fact was not asked again"
 
 
+def test_tracing_and_editing_are_compared_layer_by_layer(world):
+    lesson = Lesson(world, SIZES, 0, TASKS)
+    method = Finetune(layer="auto", rate=1e-2, bound=0.0, steps=3)
+    effects, success = lesson.by_layer(method, lesson.stream)
+    assert effects.shape == success.shape == (3, 2)
+    traced = [best_layer(world.lm, [case.fact]) for case in lesson.stream]
+    assert effects.argmax(1).tolist() == traced
+    at = lesson.alone(lesson.editor(dataclasses.replace(method, layer=1)), lesson.stream)
+    assert success[:, 1] == pytest.approx((values(at, "reliability", "exact") + values(at, "generality", "exact")) / 2)
+
+
+def test_agreement_is_a_rank_correlation_of_means():
+    one = np.array([[1.0, 2.0, 4.0], [0.0, 9.0, 3.0]])
+    assert agreement(one, one**3).value == pytest.approx(1.0)
+    assert agreement(one, -one).value == pytest.approx(-1.0)
+    other = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 5.0]])
+    assert agreement(one, other, draws=7).value == pytest.approx(spearmanr(one.mean(0), other.mean(0)).statistic)
+    assert len(agreement(one, other, draws=7).draws) == 7
+
+
 def test_what_must_go_is_gone_when_it_is_no_longer_said(world):
     lesson = Lesson(world, SIZES, 0, TASKS)
     cases = lesson.tasks["erasure"][:1]
@@ -227,6 +250,9 @@ def test_a_row_of_tasks_taught_alone(world):
         len(its) for its in Lesson(world, ALONE["tiny"].sizes, 0, SETTINGS["tasks"].tasks).tasks.values()
     )
     assert {name for name in settings["shown"] if name in row["metrics"]} <= row["draws"].keys()
+    assert "alone.modification.traced" not in row["metrics"]
+    traced = recipe.cell(world, Entrant(Finetune(layer="auto", steps=1), traced=True), 0)
+    assert "alone.modification.traced" in traced["metrics"]
 
 
 def test_the_unedited_model_changes_nothing(world):
@@ -259,6 +285,7 @@ def test_one_of_each_family_is_asked_for_the_tasks():
     found = families(1_000, 4)
     assert {"base", "finetune_m", "finetune_l", "lora", "rome", "rome_traced", "memit", "alphaedit", "kn", "mend",
             "serac", "ike", "grace", "wise"} == set(found)  # fmt: skip
+    assert [name for name, its in found.items() if its.traced] == ["rome_traced"]
     assert found["rome_traced"].method.layer == "auto"
     assert all("layer" in point for point in found["rome"].points)
     assert "layer" not in found["rome_traced"].points[0]

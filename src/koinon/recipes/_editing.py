@@ -22,6 +22,8 @@ from koinon.edit._edited import Edited, Material
 from koinon.edit._measures import ASPECTS, Remembered, measure
 from koinon.edit._measures import Measured as Judged
 from koinon.lm.language import LM
+from koinon.lm.tracing import trace
+from koinon.recipes._spreading import spearman
 
 Point = Mapping[str, Any]
 POOLS: Mapping[str, range] = {"train": range(4), "valid": range(4, 6), "test": range(6, 10)}
@@ -223,6 +225,21 @@ class Lesson:
                 look(edited, case)
         return found
 
+    def by_layer(self, method: Edit, cases: Sequence[Case]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """For each case and layer, what tracing says of the layer, and how well it is edited there.
+
+        The first is what its FFN brings back at the subject's last token, the second the mean of reliability and
+        generality, greedy.
+        """
+        lm = self.world.lm
+        effects = [trace(lm, its.fact, "ffn", samples=4, last_only=True).effect.sum(1).numpy() for its in cases]
+        success = []
+        for layer in range(len(lm.anatomy.blocks)):
+            place: dict[str, Any] = {"layer": layer}
+            judged = self.alone(self.editor(replace(method, **place)), cases)
+            success.append(np.mean([values(judged, aspect, "exact") for aspect in ASPECTS[:2]], axis=0))
+        return np.array(effects, dtype=float), np.array(success).T
+
     def _taught(self, editor: Editor, cases: Sequence[Case], after: Edited | None = None) -> Edited:
         self.edits += len(cases)
         return editor.edit([case.fact for case in cases], after)
@@ -316,6 +333,19 @@ def over_tasks(found: Mapping[str, Measured], tasks: Iterable[str], start: str =
             value, *draws = np.mean([[one.value, *one.draws] for one in its], axis=0)
             means[f"{start}.{name}"] = Measured(float(value), np.array(draws))
     return means
+
+
+def agreement(one: NDArray[np.float64], other: NDArray[np.float64], draws: int = 100) -> Measured:
+    """The rank correlation over layers of two means over cases; resamplings are of cases.
+
+    Args:
+        one: by case and layer.
+        other: the same.
+        draws: how many resamplings.
+    """
+    resampling = Resampling(None, len(one), draws)
+    means = zip(*(resampling.counts @ its / resampling.counts.sum(1, keepdims=True) for its in (one, other)))
+    return resampling.measured(np.array([spearman(*its) for its in means]))
 
 
 def gone(edited: Edited, case: Case) -> bool:

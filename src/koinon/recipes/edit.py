@@ -24,7 +24,7 @@ from koinon.edit.wise import Wise
 from koinon.lm import shelf
 from koinon.lm.language import LM
 from koinon.recipes._contestants import grid
-from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, figures, gone, over_tasks, worded
+from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, agreement, figures, gone, over_tasks, worded
 from koinon.recipes._measures import row
 
 
@@ -34,6 +34,8 @@ class Entrant:
 
     method: Edit
     points: tuple[Point, ...] = ({},)
+    traced: bool = False
+    """Whether it is asked as well if tracing tells the layers at which editing works."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ VARIANTS = ("_release", "_identity", "_bound", "_merged", "_one_shard", "_no_mar
 def families(training: int, depth: int) -> dict[str, Entrant]:
     """One of each way of editing, and rank-one editing at the layer that tracing points to beside that at the best."""
     found = {name: its for name, its in entrants(training, depth).items() if not name.endswith(VARIANTS)}
-    return found | {"rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)))}
+    return found | {"rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)), traced=True)}
 
 
 def published(training: int, depth: int) -> dict[str, Entrant]:
@@ -280,6 +282,8 @@ class EditRecipe(Recipe):
             look = (lambda edited, case: forgotten.append(gone(edited, case))) if name == "erasure" else None
             found |= figures(lesson.alone(editor, cases, look), f"alone.{worded(name)}")
         found |= over_tasks(found, lesson.tasks)
+        if contestant.traced:
+            found["alone.modification.traced"] = agreement(*lesson.by_layer(method, lesson.tasks["modification"]))
         if forgotten:
             resampling = Resampling(None, len(forgotten))
             found["alone.erasure.gone"] = resampling.measured(resampling.counts @ forgotten / resampling.counts.sum(1))
