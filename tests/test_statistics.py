@@ -306,7 +306,8 @@ def row(label: str, seed: int, value: float, draws=(), meter: float = 0.0) -> di
 
 
 def claim(**more) -> Claim:
-    return Claim("one beats other", "share-made", "one", "other", **{"metric": "mean.auc", **more})
+    return Claim(**{"says": "one beats other", "recipe": "share-made", "better": "one", "than": "other",
+                    "metric": "mean.auc", **more})  # fmt: skip
 
 
 def rows_of(one: list[float], other: list[float]) -> list[dict]:
@@ -345,14 +346,15 @@ def test_a_claim_on_an_absent_metric_is_untested():
     assert evaluate(claim(), []).state == "untested"
 
 
-def test_lower_turns_the_difference():
-    """Where less is better, what is smaller wins; a meter is a metric without resamplings."""
+def test_where_less_is_better_the_difference_is_turned():
+    """What is smaller wins; a meter is a metric without resamplings."""
     rows = rows_of([0.71, 0.72, 0.73], [0.70, 0.70, 0.71])
-    assert evaluate(claim(lower=True), rows).state == "not held"
-    meter = evaluate(claim(metric="collapse", lower=True), rows)
+    meter = evaluate(claim(metric="collapse"), rows)  # 1 minus the metric
     assert meter.state == "held"
     assert meter.difference.mean == pytest.approx(0.05 / 3)
-    assert evaluate(claim(metric="collapse"), rows).state == "not held"
+    turned = evaluate(claim(metric="collapse", better="other", than="one"), rows)
+    assert turned.state == "not held"
+    assert turned.difference.mean == pytest.approx(-0.05 / 3)
 
 
 def test_metric_of_finds_metrics_and_meters_of_one_label():
@@ -377,7 +379,15 @@ def test_rows_are_read_from_json_lines(tmp_path):
 
 def test_state_of_a_system_counts_its_claims(tmp_path, monkeypatch):
     """Absent without methods, untested without rows, otherwise what the committed rows say."""
-    system = System(1, "t", 2000, "u", "share", ("share.mmoe",), (claim(), claim(lower=True), claim(metric="absent")))
+    system = System(
+        1,
+        "t",
+        2000,
+        "u",
+        "share",
+        ("share.mmoe",),
+        (claim(), claim(better="other", than="one"), claim(metric="absent")),
+    )
     assert state_of(System(1, "t", 2000, "u", "share")) == "absent"
     assert state_of(System(1, "t", 2000, "u", "share", ("share.mmoe",))) == "no claims"
     assert state_of(system) == "3 untested"

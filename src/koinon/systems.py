@@ -17,9 +17,7 @@ class Claim:
     than: str
     """Label of the row it is compared with."""
     metric: str
-    """Name of a metric in the rows."""
-    lower: bool = False
-    """True where a smaller value of the metric is better."""
+    """Name of a metric in the rows; of some less is better, see `koinon.bench.statistics.falls`."""
     why: str = ""
     """Where the claim does not hold here: the reason found."""
 
@@ -70,8 +68,7 @@ def _home_claims(recipe: str, kind: str, why: str, whys: Mapping[str, str]) -> t
         ("HoME's sparse tasks use their own experts more than PLE's", "home", "ple", "underfitting"),
     ]
     return tuple(
-        Claim(says, recipe, better, than, metric, metric in ("collapse", "degradation"), whys.get(says, why))
-        for says, better, than, metric in claims
+        Claim(says, recipe, better, than, metric, whys.get(says, why)) for says, better, than, metric in claims
     )
 
 
@@ -179,7 +176,6 @@ _DAM = (
             "dam",
             label,
             "asr.mean",
-            True,
             why,
         )
         for name, label, why in (
@@ -197,7 +193,6 @@ _DAM = (
         "dam_task_arithmetic",
         "concrete_task_arithmetic",
         "asr.mean",
-        True,
         _UNMOVED,
     ),
     Claim(
@@ -206,7 +201,6 @@ _DAM = (
         "dam",
         "task_arithmetic_half",
         "asr.succession",
-        True,
         "what lowers attack success here is smaller task vectors, and DAM learns larger ones, as AdaMerging does",
     ),
     Claim(
@@ -222,7 +216,6 @@ _DAM = (
         "dam_weight_1",
         "dam_weight_0.01",
         "asr.mean",
-        True,
         _UNMOVED,
     ),
 )
@@ -257,7 +250,6 @@ def _each(
     better: str,
     than: Mapping[str, str],
     metric: str,
-    lower: bool = False,
     whys: Mapping[str, str] | None = None,
 ) -> tuple[Claim, ...]:
     """One claim for each row that should be worse.
@@ -268,11 +260,10 @@ def _each(
         better: see `Claim`.
         than: label to name.
         metric: see `Claim`.
-        lower: see `Claim`.
         whys: label to the reason found.
     """
     return tuple(
-        Claim(says.format(name), recipe, better, label, metric, lower, (whys or {}).get(label, ""))
+        Claim(says.format(name), recipe, better, label, metric, (whys or {}).get(label, ""))
         for label, name in than.items()
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from koinon.bench.statistics import Interval, Measured, paired
+from koinon.bench.statistics import Interval, Measured, falls, paired
 from koinon.core import PACKAGE
 from koinon.systems import Claim, System
 
@@ -24,7 +24,7 @@ class Verdict:
     claim: Claim
     state: str
     difference: Interval | None
-    """Better minus than (or than minus better, where lower is better), with its interval."""
+    """Better minus than (or than minus better, where less is better), with its interval."""
 
 
 def committed(recipe: str) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def evaluate(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     better, than = (metric_of(rows, label, claim.metric) for label in (claim.better, claim.than))
     if len(set(better) & set(than)) < 2:
         return Verdict(claim, "untested", None)
-    difference = paired(than, better) if claim.lower else paired(better, than)
+    difference = paired(than, better) if falls(claim.metric) else paired(better, than)
     return Verdict(claim, "held" if difference.sign > 0 else "not held", difference)
 
 

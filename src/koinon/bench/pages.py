@@ -8,6 +8,7 @@ from typing import Any
 
 from koinon import core
 from koinon.bench.claims import Verdict, state_of, verdicts
+from koinon.bench.statistics import falls
 from koinon.systems import SYSTEMS, System
 
 
@@ -65,7 +66,7 @@ def claim_rows(system: System) -> list[dict[str, Any]]:
 def _claim_row(verdict: Verdict) -> dict[str, Any]:
     claim, difference = verdict.claim, verdict.difference
     interval = None if difference is None else [difference.mean, difference.low, difference.high]
-    sides = (claim.than, claim.better) if claim.lower else (claim.better, claim.than)
+    sides = (claim.than, claim.better) if falls(claim.metric) else (claim.better, claim.than)
     return {
         "says": claim.says,
         "state": verdict.state,

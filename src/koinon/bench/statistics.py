@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 DRAWS = 100
 """Resamplings of the test part's groups; the same ones for every method and seed, so that differences are paired."""
-FALLING = frozenset({"rmse", "asr", "unmarked", "bits_per_byte", "priming", "held", "spearman"})
-"""Parts of the names of metrics of which less is better."""
+FALLING = frozenset(
+    {"rmse", "asr", "unmarked", "bits_per_byte", "priming", "held", "spearman", "collapse", "degradation"}
+)
+"""Parts of the names of metrics and meters of which less is better."""
 
 
 @dataclass(frozen=True)
