@@ -476,6 +476,13 @@ SYSTEMS: tuple[System, ...] = (
         "edit",
         methods=("edit.wise",),
         claims=_WISE,
+        departures=(
+            "Excitement and rate are measured in what is usual in the model that is edited; the release's numbers suit "
+            "its own models.",
+            "In the comparison, every fact has a shard of its own and none is merged, excitement is the last token's, "
+            "relative to what goes in, and the ratio is chosen: the mean over tokens is alike for all prompts of so "
+            "small a model.",
+        ),
     ),
     System(
         18,
@@ -765,6 +772,12 @@ SYSTEMS: tuple[System, ...] = (
         "edit",
         methods=_EDITORS,
         claims=_EASYEDIT,
+        departures=(
+            "ROME's mean key stands in both places; its release has the bare prompt's in one.",
+            "Second moments are drawn towards their diagonal as far as their sample is small.",
+            "An answer is looked at in three ways (whole and greedy, token by token behind right ones, drawn); "
+            "EasyEdit's score is the second.",
+        ),
     ),
     System(
         61,
@@ -841,6 +854,10 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2401.01286",
         "edit",
         methods=_EDITORS,
+        departures=(
+            "The six tasks are made from a table of facts; in the place of sentiment, one topic is to be praised.",
+            "Texts that a model makes up are ended by one fact, not by whole sentences.",
+        ),
     ),
     System(
         73,
@@ -856,6 +873,10 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2504.09522",
         "edit",
         methods=("edit.dilute",),
+        departures=(
+            "Outlandish is not used: texts and stepping stones are made from a table of facts, or were written for "
+            "koinon.",
+        ),
     ),
     System(
         75,
