@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError
 from koinon.data import factlab
+from koinon.data.factlab import shown
 from koinon.data.facts import Case
 from koinon.edit._measures import measure
 from koinon.edit.finetune import Finetune
@@ -104,6 +105,24 @@ def test_a_text_that_the_model_ends_rightly_needs_no_edit(world, monkeypatch):
     right = [SimpleNamespace(exact=True)]
     monkeypatch.setattr(lesson._plain, "score", lambda asked, answers: right * len(asked))
     assert set(lesson.tasks) == {"style"}
+
+
+def test_what_does_not_fit_behind_its_fact_is_not_asked(world, monkeypatch):
+    """Some editors tell the fact before each question."""
+    lesson = Lesson(world, SIZES, 0, ("passage",))
+    (case, *_) = lesson.stream
+    assert lesson._short([case]) == [case]
+
+    def tokens(probe):
+        (ids,) = world.lm.tokenizer([shown(case.fact, f"{probe.prompt} {probe.answer}")])["input_ids"]
+        return len(ids)
+
+    longest = max(case.probes, key=tokens)
+    monkeypatch.setattr(type(world.lm), "limit", tokens(longest) - 1)
+    (left,) = lesson._short([case])
+    assert left.probes == tuple(its for its in case.probes if tokens(its) < tokens(longest))
+    monkeypatch.setattr(type(world.lm), "limit", 3)
+    assert lesson._short([case]) == []
 
 
 def test_topics_are_those_to_report_on(world):

@@ -349,6 +349,73 @@ _EASYEDIT = (
         },
     ),
 )
+_SMALLER_STEP = (
+    "what ignoring the largest entries does, a smaller step does as well: in so small a model it is spread over many "
+    "entries, with and without them, what a text teaches of its own place and what it spreads"
+)
+_DILUTE = (
+    Claim(
+        "what is taught primes by its keyword's probability more than what is only told",
+        "prime-world",
+        "plain",
+        "in_context",
+        "spearman",
+    ),
+    *_each(
+        "the keyword's probability foretells priming better than {}",
+        "prime-world",
+        "plain",
+        {"by_loss": "the text's loss", "by_length": "its length", "by_entropy": "the entropy before the keyword"},
+        "foretold",
+        whys={
+            "by_loss": (
+                "a text here is one short sentence: its loss is its keyword's for the most part, and tells besides how "
+                "new the rest of it is"
+            ),
+        },
+    ),
+    *_each(
+        "without the largest 8 % of each update a text primes less than {}",
+        "prime-world",
+        "ignore_8",
+        {
+            "plain": "with all of it",
+            "random_8": "without as much at random",
+            "keep_8": "with the largest 8 % alone",
+            "slower": "at a smaller rate that remembers as much",
+            "shorter": "in fewer steps that remember as much",
+            "pulled": "pulled back as far as remembers as much",
+        },
+        "priming",
+        whys={
+            "keep_8": (
+                "here the many small entries carry more of what spreads: with the largest 8 % alone a text primes less "
+                "yet, and is remembered a little less"
+            ),
+            **dict.fromkeys(("slower", "shorter", "pulled"), _SMALLER_STEP),
+        },
+    ),
+    Claim(
+        "ignoring the largest 8 % keeps what is taught to its place",
+        "prime-world",
+        "ignore_8",
+        "plain",
+        "specificity",
+        why="without the largest entries as much is lost of what is remembered as of what is primed",
+    ),
+    Claim(
+        "stepping stones dilute",
+        "prime-world",
+        "stones",
+        "plain",
+        "priming",
+        why=(
+            "a stepping stone says the keyword beforehand, from where the small model has learnt to copy it: it learns "
+            "hardly anything of the text's own place, and primes as before"
+        ),
+    ),
+)
+
 
 SYSTEMS: tuple[System, ...] = (
     System(
@@ -873,6 +940,7 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2504.09522",
         "edit",
         methods=("edit.dilute",),
+        claims=_DILUTE,
         departures=(
             "Outlandish is not used: texts and stepping stones are made from a table of facts, or were written for "
             "koinon.",

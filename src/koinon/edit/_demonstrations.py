@@ -97,7 +97,7 @@ class Router:
 
     def context(self, fact: Told, prompt: str) -> str:
         """Examples, the fact, the prompt."""
-        limit = getattr(self.base.model.config, "max_position_embeddings", None) or math.inf
+        limit = self.base.limit
         room = limit - min(SPARE, limit // 4) if limit < math.inf else limit
         last = fact.words + prompt
         for start in range(len(fact.examples) + 1):

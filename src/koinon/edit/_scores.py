@@ -1,6 +1,5 @@
 """All scores of an edited model in one place, as plain data: what a report shows and a folder keeps."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +80,8 @@ def scored(base: LM, lm: LM, found: Sequence[Measured]) -> Scored:
 
 def room(lm: LM, prompts: Sequence[str]) -> int:
     """How many tokens can be written behind the longest prompt, and read again as one text; at least one."""
-    limit = getattr(lm.model.config, "max_position_embeddings", None) or math.inf
     longest = lm.encode(prompts).ids.shape[1] if prompts else 0
-    return max(1, int(min(TOKENS, (limit - longest) // 2)))
+    return max(1, int(min(TOKENS, (lm.limit - longest) // 2)))
 
 
 def shown(score: Sequence[float | None]) -> str:

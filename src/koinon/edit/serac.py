@@ -9,6 +9,7 @@ is why step size and number of steps are other than the paper's. Cases are taugh
 relation's. An edit's prompt alone is compared, without its answer, as EasyEdit does for decoders.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -69,8 +70,8 @@ class Serac(Edit):
         """Train the scope and the counterfactual model; neither looks at the other, and the base stays as it is."""
         lessons = Lessons(material, stream(self.seed, "serac"))
         width = max(8, round(self.share * lm.anatomy.width / 8) * 8)
-        limit = getattr(lm.model.config, "max_position_embeddings", None) or CONTEXT
-        shape = (width, self.layers, HEADS, 4 * width, limit)
+        context = int(lm.limit) if lm.limit < math.inf else CONTEXT
+        shape = (width, self.layers, HEADS, 4 * width, context)
         model = nn.Module.to(decoder(lm.tokenizer, *shape, seed=self.seed), lm.device)
         layer = lm.anatomy.at(DEPTH)
         scope = Scope(lm.anatomy.width, SIZE, self.seed).to(lm.device)

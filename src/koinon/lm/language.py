@@ -1,6 +1,7 @@
 """A language model with its tokenizer: what it says to a prompt, how likely it finds an answer, what goes on inside."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class LM:
     def _looks_back_only(self) -> bool:
         # Other ends of several texts, each read at several places: one place may happen to look at itself alone.
         words = self.model.get_input_embeddings().num_embeddings
-        half = min(16, getattr(self.model.config, "max_position_embeddings", None) or 16) // 2
+        half = int(min(16, self.limit)) // 2
         texts, ends = torch.randint(words, (2, 8, 2 * half), generator=stream(0, "looks back")).to(self.device)
         others = torch.cat((texts[:, :half], ends[:, half:]), 1)
         one, other = (self.model(input_ids=ids, use_cache=False).logits[:, :half] for ids in (texts, others))
@@ -142,6 +143,11 @@ class LM:
     def anatomy(self) -> Anatomy:
         """Where its parts are."""
         return anatomy(self.model)
+
+    @property
+    def limit(self) -> float:
+        """How many tokens a text may have; infinite where the model does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None) or math.inf
 
     @property
     def device(self) -> torch.device:
@@ -187,11 +193,10 @@ class LM:
             while not closed and its and offsets[place][len(its) - 1] == (0, 0) and its[-1] in self._closing:
                 its.pop()  # what closes a text would be read as part of it
         time = max(map(len, ids), default=0)
-        limit = getattr(self.model.config, "max_position_embeddings", None) or time
         rows = torch.full((len(ids), time), self._filling), torch.zeros(2, len(ids), time, dtype=torch.bool)
         for place, (its, text) in enumerate(zip(ids, texts)):
-            if not its or len(its) > limit:
-                what = "no token" if not its else f"{len(its)} tokens, and the model reads {limit} at most"
+            if not its or len(its) > self.limit:
+                what = "no token" if not its else f"{len(its)} tokens, and the model reads {self.limit} at most"
                 raise UserError(f"text {_short(text)}: it has {what}")
             rows[0][place, : len(its)] = torch.tensor(its)
             rows[1][0, place, : len(its)] = True

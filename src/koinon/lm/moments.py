@@ -1,7 +1,6 @@
 """Second moments of what goes into a projection, from texts, with a cache keyed by what they come from."""
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ def shrunk(moment: Float[Tensor, "into into"], count: int) -> tuple[Float[Tensor
 
 
 def _cut(lm: LM, text: str) -> str:
-    limit = getattr(lm.model.config, "max_position_embeddings", None) or math.inf
+    limit = lm.limit
     if len(text) < limit:  # no tokenizer makes more tokens than characters, but for the few it puts around them
         return text
     ends = [end for _, end in lm.tokenizer([text], return_offsets_mapping=True)["offset_mapping"][0]]

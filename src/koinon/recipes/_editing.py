@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from koinon.bench.statistics import Measured, Resampling
 from koinon.data.edittasks import REFUSAL, passage, style
-from koinon.data.factlab import Lab
+from koinon.data.factlab import Lab, shown
 from koinon.data.facts import Aspect, Case, Fact
 from koinon.data.phrases import RELATIONS
 from koinon.data.probes import FactTable
@@ -141,7 +141,7 @@ class Lesson:
             "passage": self._ended,
             "style": self._praised,
         }
-        found = {name: makers[name]() for name in self.names}
+        found = {name: self._short(makers[name]()) for name in self.names}
         return {name: cases for name, cases in found.items() if cases}
 
     def _inserted(self) -> list[Case]:
@@ -173,15 +173,29 @@ class Lesson:
         for draw in range(DRAWS):
             cases = passage(self.table, len(subjects), self.sizes.probes, DRAWS * self.seed + draw, subjects).cases
             said = self._plain.score([its.fact.question for its in cases], [its.fact.object for its in cases])
-            for case, its in zip(cases, said, strict=True):
-                if not its.exact:
-                    found.setdefault(case.fact.subject, case)
+            wrong = [case for case, its in zip(cases, said, strict=True) if not its.exact]
+            for case in self._short(wrong):
+                found.setdefault(case.fact.subject, case)
             if len(found) >= count:
                 break
         return list(found.values())[:count]
 
     def _praised(self) -> list[Case]:
         return list(style(self.table, self.sizes.single, self.sizes.probes, self.seed, self._subjects).cases)
+
+    def _short(self, cases: Sequence[Case]) -> list[Case]:
+        """Without those questions that the model has too few places for when it is told the fact before them."""
+
+        def fits(fact: Fact, prompt: str, answer: str) -> bool:
+            (ids,) = self.world.lm.tokenizer([shown(fact, f"{prompt} {answer}")])["input_ids"]
+            return len(ids) <= self.world.lm.limit
+
+        found = []
+        for case in cases:
+            if fits(case.fact, case.fact.question, case.fact.object):
+                probes = tuple(its for its in case.probes if fits(case.fact, its.prompt, its.answer))
+                found.append(replace(case, probes=probes))
+        return found
 
     def _cases(self, table: FactTable, facts: Sequence[Fact]) -> list[Case]:
         """Of facts that are taught alone."""
