@@ -195,6 +195,15 @@ def test_a_sample_finds_the_same_threshold_in_any_pieces(monkeypatch):
     assert torch.equal(found[0], found[2])
 
 
+def test_random_entries_are_sampled_as_the_largest_are():
+    before, after = plain(1)
+    found = run(lambda its: Filtered(its, 0.3, "random", sample=5, seed=2), 1)[1]
+    numbers = stream(2, "update", 1, 0)
+    size = torch.rand(25, generator=numbers)
+    (dropped,) = above(Given(size, [25]), 0.3, 5, numbers)
+    assert torch.equal(found, torch.where(dropped, before, after))
+
+
 def test_momentum_brings_dropped_entries_up_again():
     """The optimiser's memory is left as it is."""
     held = [nn.Parameter(torch.zeros(2))]

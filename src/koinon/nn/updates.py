@@ -116,13 +116,14 @@ class Filtered(torch.optim.Optimizer):
 
     def _dropped(self, update: "Update", part: int) -> Iterator[Bool[Tensor, " piece"]]:
         numbers = stream(self.seed, "update", self.steps, part)
-        count = count_of(self.share, len(update))
+        size: Sizes = update
         if self.which == "random":
-            found = largest(Given(torch.rand(len(update), generator=numbers).to(update.device), update.lengths), count)
-        elif 0 < self.sample < len(update):
-            found = above(update, self.share, self.sample, numbers)
-        else:
-            found = largest(update, count)
+            size = Given(torch.rand(len(update), generator=numbers).to(update.device), update.lengths)
+        found = (
+            above(size, self.share, self.sample, numbers)
+            if 0 < self.sample < len(size)
+            else largest(size, count_of(self.share, len(size)))
+        )
         return (~its for its in found) if self.which == "others" else found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,22 +205,21 @@ class Update:
         for piece, length in zip(self.pieces, self.lengths):
             found = room[:length]
             for (now, before), its in zip(piece, found.split([now.numel() for now, _ in piece])):
-                torch.sub(self._as_is(now), self._as_is(before), out=its.view(now.shape))
+                torch.sub(self._exact(now), self._exact(before), out=its.view(now.shape))
             yield found.abs_()
 
     def at(self, places: Int64[Tensor, " k"]) -> Float[Tensor, " k"]:
         """Some of them, the places rising."""
         ends = torch.tensor([0, *(now.numel() for now, _ in self._whole)]).cumsum(0)
         cuts = torch.searchsorted(places, ends.to(places.device)).tolist()
-        found = [
-            self._as_is(now.reshape(-1)[its]) - self._as_is(before.reshape(-1)[its])
-            for (now, before), a, b, start in zip(self._whole, cuts, cuts[1:], ends.tolist())
-            if a < b
-            for its in [places[a:b].to(now.device) - start]
-        ]
+        found = []
+        for (now, before), start, first, behind in zip(self._whole, ends.tolist(), cuts, cuts[1:]):
+            its = places[first:behind].to(now.device) - start
+            found.append(self._exact(now.reshape(-1)[its]) - self._exact(before.reshape(-1)[its]))
         return torch.cat(found).abs_()
 
-    def _as_is(self, numbers: Tensor) -> Tensor:
+    def _exact(self, numbers: Tensor) -> Tensor:
+        """In the type in which differences are taken."""
         return numbers.to(self.device, self._wide)
 
 
@@ -237,10 +237,10 @@ def largest(size: Sizes, count: int) -> Iterator[Bool[Tensor, " piece"]]:
         found = torch.as_tensor(numbers >= least)
         if equal is not None:
             same = numbers == least
-            count = int(same.sum())
-            if count > equal:
+            here = int(same.sum())
+            if here > equal:
                 found[torch.as_tensor(same).nonzero()[equal:, 0]] = False
-            equal = max(0, equal - count)
+            equal = max(0, equal - here)
         yield found
 
 
