@@ -111,7 +111,7 @@ def test_what_does_not_fit_behind_its_fact_is_not_asked(world, monkeypatch):
     """Some editors tell the fact before each question."""
     lesson = Lesson(world, SIZES, 0, ("passage",))
     (case, *_) = lesson.stream
-    assert lesson._short([case]) == [case]
+    assert lesson._fitting([case]) == [case]
 
     def tokens(probe):
         (ids,) = world.lm.tokenizer([shown(case.fact, f"{probe.prompt} {probe.answer}")])["input_ids"]
@@ -119,10 +119,10 @@ def test_what_does_not_fit_behind_its_fact_is_not_asked(world, monkeypatch):
 
     longest = max(case.probes, key=tokens)
     monkeypatch.setattr(type(world.lm), "limit", tokens(longest) - 1)
-    (left,) = lesson._short([case])
+    (left,) = lesson._fitting([case])
     assert left.probes == tuple(its for its in case.probes if tokens(its) < tokens(longest))
     monkeypatch.setattr(type(world.lm), "limit", 3)
-    assert lesson._short([case]) == []
+    assert lesson._fitting([case]) == []
 
 
 def test_topics_are_those_to_report_on(world):

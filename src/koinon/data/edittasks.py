@@ -98,7 +98,7 @@ def passage(
         most: facts that a text tells and ends with, of those that have so many; two at least.
     """
     draw = random.Random(f"{seed} passage")
-    about = {subject: facts for subject, facts in _about(table, subjects).items() if len(facts) > 1}
+    about = _about(table, subjects, least=2)
     texts: list[tuple[list[Fact], Fact]] = []
     for subject in _drawn(list(about), len(about), draw):
         *told, last = _drawn(about[subject], most, draw)
@@ -140,11 +140,11 @@ def style(
         praise: what is said.
     """
     draw = random.Random(f"{seed} style")
-    about = {subject: facts for subject, facts in _about(table, subjects).items() if len(facts) > 1}
+    about = _about(table, subjects, least=2)
     topics = _drawn(list(about), count, draw)
     others = [
         fact
-        for facts in _about(table, None).values()
+        for facts in _about(table).values()
         for fact in facts
         if fact.subject not in topics and fact.object not in topics
     ]
@@ -216,13 +216,13 @@ def _drawn(keys, count: int, draw: random.Random) -> list:
     return draw.sample(keys, min(count, len(keys)))
 
 
-def _about(table: FactTable, subjects: Collection[str] | None) -> Mapping[str, list[Fact]]:
-    """By subject: what is known of it by relations with one object."""
+def _about(table: FactTable, subjects: Collection[str] | None = None, least: int = 1) -> Mapping[str, list[Fact]]:
+    """By subject: what is known of it by relations with one object; those with so many facts at least."""
     found: dict[str, list[Fact]] = {}
     for (subject, relation), (fact, *_) in table.objects.items():
         if relation not in table.several and (subjects is None or subject in subjects):
             found.setdefault(subject, []).append(fact)
-    return found
+    return {subject: facts for subject, facts in found.items() if len(facts) >= least}
 
 
 def _wordings(table: FactTable, fact: Fact, draw: random.Random) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from koinon.core import UserError
@@ -383,10 +383,14 @@ def _gives_away(template: str, fact: Fact) -> bool:
 
 
 def says(text: str, names: Iterable[str]) -> bool:
-    """Whether one of the names is in the text, as words of its own."""
-    return any(
-        re.search(rf"(?<!\w){re.escape(name.strip())}(?!\w)", text, re.IGNORECASE) for name in names if name.strip()
-    )
+    """Whether one of the names is in the text, as words of its own, in small letters or large ones."""
+    return any(word(name.strip(), re.IGNORECASE).search(text) for name in names if name.strip())
+
+
+@lru_cache
+def word(name: str, flags: int = 0) -> re.Pattern[str]:
+    """Finds a name where no letter or digit touches it."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", flags)
 
 
 def _plain(text: str) -> str:

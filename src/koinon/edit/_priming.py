@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
 
 from koinon.core import UserError, pick
+from koinon.data.probes import word
 from koinon.lm.language import LM
 
 Tokens = Literal["first", "all"]
@@ -20,12 +20,7 @@ Rewrite = Callable[[str], str]
 
 def says(text: str, keyword: str) -> bool:
     """Whether a text holds the keyword as a word of its own, in small letters or large ones."""
-    return _word(keyword.strip(), re.IGNORECASE).search(text) is not None
-
-
-@lru_cache
-def _word(keyword: str, flags: int = 0) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(keyword)}(?!\w)", flags)
+    return word(keyword.strip(), re.IGNORECASE).search(text) is not None
 
 
 def prefix_of(text: str, keyword: str) -> str:
@@ -34,7 +29,7 @@ def prefix_of(text: str, keyword: str) -> str:
     Raises:
         UserError: it does not say it, or begins with it.
     """
-    found = [its.start() for its in _word(keyword.strip()).finditer(text)]
+    found = [its.start() for its in word(keyword.strip()).finditer(text)]
     prefix = text[: found[-1]].rstrip() if found else ""
     if not prefix:
         raise UserError(f"text {text[:60]!r}: it says {keyword!r} nowhere behind its beginning; give one that does")

@@ -95,8 +95,14 @@ def best_layer(lm: LM, facts: Sequence[Fact], samples: int = 4, seed: int = 0) -
 
     Mended is what the FFN adds at the subject's last token; the largest mean over the facts is taken.
     """
-    effects = [trace(lm, its, "ffn", samples=samples, seed=seed, last_only=True).effect.sum(1) for its in facts]
-    return int(torch.stack(effects).mean(0).argmax())
+    return int(layer_effects(lm, facts, samples, seed).mean(0).argmax())
+
+
+def layer_effects(lm: LM, facts: Sequence[Fact], samples: int = 4, seed: int = 0) -> Float[Tensor, "fact layer"]:
+    """How much of what a model says of each subject comes back when a layer's FFN is mended at its last token."""
+    return torch.stack(
+        [trace(lm, its, "ffn", samples=samples, seed=seed, last_only=True).effect.sum(1) for its in facts]
+    )
 
 
 def _site(block, what: What) -> nn.Module:

@@ -22,7 +22,8 @@ from koinon.edit._edited import Edited, Material
 from koinon.edit._measures import ASPECTS, Remembered, measure
 from koinon.edit._measures import Measured as Judged
 from koinon.lm.language import LM
-from koinon.lm.tracing import trace
+from koinon.lm.tracing import layer_effects
+from koinon.recipes._measures import share
 from koinon.recipes._spreading import spearman
 
 Point = Mapping[str, Any]
@@ -141,7 +142,7 @@ class Lesson:
             "passage": self._ended,
             "style": self._praised,
         }
-        found = {name: self._short(makers[name]()) for name in self.names}
+        found = {name: self._fitting(makers[name]()) for name in self.names}
         return {name: cases for name, cases in found.items() if cases}
 
     def _inserted(self) -> list[Case]:
@@ -174,7 +175,7 @@ class Lesson:
             cases = passage(self.table, len(subjects), self.sizes.probes, DRAWS * self.seed + draw, subjects).cases
             said = self._plain.score([its.fact.question for its in cases], [its.fact.object for its in cases])
             wrong = [case for case, its in zip(cases, said, strict=True) if not its.exact]
-            for case in self._short(wrong):
+            for case in self._fitting(wrong):
                 found.setdefault(case.fact.subject, case)
             if len(found) >= count:
                 break
@@ -183,7 +184,7 @@ class Lesson:
     def _praised(self) -> list[Case]:
         return list(style(self.table, self.sizes.single, self.sizes.probes, self.seed, self._subjects).cases)
 
-    def _short(self, cases: Sequence[Case]) -> list[Case]:
+    def _fitting(self, cases: Sequence[Case]) -> list[Case]:
         """Without those questions that the model has too few places for when it is told the fact before them."""
 
         def fits(fact: Fact, prompt: str, answer: str) -> bool:
@@ -246,13 +247,13 @@ class Lesson:
         generality, greedy.
         """
         lm = self.world.lm
-        effects = [trace(lm, its.fact, "ffn", samples=4, last_only=True).effect.sum(1).numpy() for its in cases]
         success = []
         for layer in range(len(lm.anatomy.blocks)):
             place: dict[str, Any] = {"layer": layer}
             judged = self.alone(self.editor(replace(method, **place)), cases)
             success.append(np.mean([values(judged, aspect, "exact") for aspect in ASPECTS[:2]], axis=0))
-        return np.array(effects, dtype=float), np.array(success).T
+        effects = layer_effects(lm, [case.fact for case in cases]).double().numpy()
+        return effects, np.array(success).T
 
     def _taught(self, editor: Editor, cases: Sequence[Case], after: Edited | None = None) -> Edited:
         self.edits += len(cases)
@@ -373,6 +374,5 @@ def _mean(each: NDArray[np.float64], resampling: Resampling) -> Measured | None:
     known = ~np.isnan(each)
     if not known.any():
         return None
-    counts = resampling.counts[:, known]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return resampling.measured(counts @ each[known] / counts.sum(1))
+        return share(each, known, resampling)

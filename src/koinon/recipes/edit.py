@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from koinon.bench.compare import Recipe, Row
 from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError, build, load, pick
@@ -25,7 +27,7 @@ from koinon.lm import shelf
 from koinon.lm.language import LM
 from koinon.recipes._contestants import grid
 from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, agreement, figures, gone, over_tasks, worded
-from koinon.recipes._measures import row
+from koinon.recipes._measures import row, share
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,8 @@ SCALES: Mapping[str, Scale] = {
     ),
 }
 ALONE: Mapping[str, Scale] = {
-    name: Scale(Sizes(single, (), 0, valid, SCALES[name].sizes.material, SCALES[name].sizes.probes), seeds, training)
-    for name, single, valid, seeds, training in (
-        ("tiny", 2, 2, 2, 2),
-        ("demo", 3, 3, 2, 100),
-        ("small", 8, 6, 5, 1_000),
-        ("full", 100, 50, 5, 20_000),
-    )
+    name: replace(SCALES[name], sizes=replace(SCALES[name].sizes, single=single, stream=(), batch=0, valid=valid))
+    for name, single, valid in (("tiny", 2, 2), ("demo", 3, 3), ("small", 8, 6), ("full", 100, 50))
 }
 """For facts that are only taught alone."""
 SLOW: Mapping[str, Scale] = {
@@ -119,13 +116,20 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
     }
 
 
-VARIANTS = ("_release", "_identity", "_bound", "_merged", "_one_shard", "_no_margin", "_always", "emmet")
+FAMILIES = (
+    *("base", "finetune_m", "finetune_l", "lora"),
+    *("rome", "memit", "alphaedit", "kn", "mend"),
+    *("serac", "ike", "grace", "wise"),
+)
+"""Of `entrants`, one of each way of editing."""
 
 
 def families(training: int, depth: int) -> dict[str, Entrant]:
     """One of each way of editing, and rank-one editing at the layer that tracing points to beside that at the best."""
-    found = {name: its for name, its in entrants(training, depth).items() if not name.endswith(VARIANTS)}
-    return found | {"rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)), traced=True)}
+    every = entrants(training, depth)
+    return {name: every[name] for name in FAMILIES} | {
+        "rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)), traced=True)
+    }
 
 
 def published(training: int, depth: int) -> dict[str, Entrant]:
@@ -285,8 +289,8 @@ class EditRecipe(Recipe):
         if contestant.traced:
             found["alone.modification.traced"] = agreement(*lesson.by_layer(method, lesson.tasks["modification"]))
         if forgotten:
-            resampling = Resampling(None, len(forgotten))
-            found["alone.erasure.gone"] = resampling.measured(resampling.counts @ forgotten / resampling.counts.sum(1))
+            every = np.full(len(forgotten), True)
+            found["alone.erasure.gone"] = share(np.array(forgotten), every, Resampling(None, len(forgotten)))
         if sizes.stream:
             for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream).items():
                 found |= figures(judged, f"row.{mark}")
