@@ -416,6 +416,84 @@ _DILUTE = (
     ),
 )
 
+_KNOWEDIT = (
+    Claim("FT-M teaches what FT-L does not", "edit-tasks", "finetune_m", "finetune_l", "alone.reliability"),
+    Claim("SERAC leaves more alone than ROME", "edit-tasks", "serac", "rome", "alone.locality"),
+    Claim(
+        "MEND leaves more alone than ROME",
+        "edit-tasks",
+        "mend",
+        "rome",
+        "alone.locality",
+        why=(
+            "MEND is trained on 200 facts, and its step changes other facts of the relation as well (locality 0.78 on "
+            "exchanged ones); ROME's change, in one direction of the keys, hardly does (0.97)"
+        ),
+    ),
+    *(
+        Claim(f"IKE leaves less alone than {name}", "edit-tasks", label, "ike", "alone.locality")
+        for name, label in (
+            ("FT-M", "finetune_m"),
+            ("ROME", "rome"),
+            ("MEMIT", "memit"),
+            ("MEND", "mend"),
+            ("SERAC", "serac"),
+        )
+    ),
+    Claim(
+        "FT-M carries further than ROME",
+        "edit-tasks",
+        "finetune_m",
+        "rome",
+        "alone.portability",
+        why=(
+            "both carry next to nothing (0.08 and 0.06, not editing 0.02): more only where the subject has another "
+            "name, hardly ever to a second fact, which so small a model does not chain before an edit either"
+        ),
+    ),
+    *(
+        Claim(
+            f"ROME makes a model forget what {name} does not",
+            "edit-tasks",
+            "rome",
+            label,
+            "alone.erasure.gone",
+            why=why,
+        )
+        for name, label, why in (
+            ("FT-L", "finetune_l", ""),
+            ("MEND", "mend", ""),
+            (
+                "SERAC",
+                "serac",
+                (
+                    "every method that acts at all takes the old answer away; SERAC's second model answers in its "
+                    "place, if with something else than the refusal it was told, as ROME's does"
+                ),
+            ),
+            (
+                "LoRA",
+                "lora",
+                (
+                    "a few steps of gradient are enough for so small a model to lose an answer; neither makes it say "
+                    "the refusal"
+                ),
+            ),
+        )
+    ),
+    Claim(
+        "where tracing points to is not where editing works best",
+        "edit-tasks",
+        "rome",
+        "rome_traced",
+        "alone.triangle",
+        why=(
+            "in a model of four layers both are the first one, in every seed: over layers, what tracing finds and how "
+            "well ROME edits correlate at 0.82 (Spearman's, mean over seeds)"
+        ),
+    ),
+)
+
 
 SYSTEMS: tuple[System, ...] = (
     System(
@@ -921,6 +999,7 @@ SYSTEMS: tuple[System, ...] = (
         "https://arxiv.org/abs/2401.01286",
         "edit",
         methods=_EDITORS,
+        claims=_KNOWEDIT,
         departures=(
             "The six tasks are made from a table of facts; in the place of sentiment, one topic is to be praised.",
             "Texts that a model makes up are ended by one fact, not by whole sentences.",

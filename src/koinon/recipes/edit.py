@@ -29,6 +29,11 @@ from koinon.recipes._contestants import grid
 from koinon.recipes._editing import EditWorld, Lesson, Point, Sizes, agreement, figures, gone, over_tasks, worded
 from koinon.recipes._measures import row, share
 
+GONE = "alone.erasure.gone"
+"""Share of the facts to be refused whose old answer is no longer given."""
+TRACED = "alone.modification.traced"
+"""Rank correlation over layers of what tracing finds and how well a method edits there."""
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -226,6 +231,7 @@ class EditRecipe(Recipe):
             return [
                 *(f"alone.{aspect}" for aspect in SHOWN[:4]),
                 *(f"alone.{worded(name)}.triangle" for name in self.setting.tasks),
+                *(GONE, TRACED),
             ]
         return [
             *(f"row.{max(stream)}.{aspect}" for aspect in SHOWN[:3]),
@@ -287,10 +293,10 @@ class EditRecipe(Recipe):
             found |= figures(lesson.alone(editor, cases, look), f"alone.{worded(name)}")
         found |= over_tasks(found, lesson.tasks)
         if contestant.traced:
-            found["alone.modification.traced"] = agreement(*lesson.by_layer(method, lesson.tasks["modification"]))
+            found[TRACED] = agreement(*lesson.by_layer(method, lesson.tasks["modification"]))
         if forgotten:
             every = np.full(len(forgotten), True)
-            found["alone.erasure.gone"] = share(np.array(forgotten), every, Resampling(None, len(forgotten)))
+            found[GONE] = share(np.array(forgotten), every, Resampling(None, len(forgotten)))
         if sizes.stream:
             for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream).items():
                 found |= figures(judged, f"row.{mark}")
