@@ -242,6 +242,24 @@ FITS = {
     "NaN in the base": Wrong(
         merge(), ("the base", "NaN in embed.weight"), changed("base", embed__weight=torch.full((9, 4), torch.nan))
     ),
+    "NaN in what is copied": Wrong(
+        merge("--only", "layer.*"),
+        ("NaN in embed.weight",),
+        changed("base", embed__weight=torch.full((9, 4), torch.nan)),
+    ),
+    "more than a type holds": Wrong(
+        merge("--dtype", "float16", method="average"),
+        ("layer.bias", "float16", "--dtype"),
+        changed(layer__bias=torch.full((4,), 1e30)),
+    ),
+    "more than any type holds": Wrong(merge("--scale", "1e38"), ("float32", "settings")),
+    "a dry run with a setting that cannot be": Wrong(merge("--dry-run", "--density", "-0.2"), ("density -0.2",)),
+    "data for a method that reads none": Wrong(merge("--data", "texts.txt"), ("--data", "Ties", "look at data")),
+    "own tensors for a method that has none": Wrong(merge("--own", "embed.*"), ("--own", "Ties")),
+    "an output in an input": Wrong(merge(out="x/merged"), ("x/merged", "lies in", "--out")),
+    "an output in new folders": Wrong(
+        merge(out="new/er/out"), ("NaN",), changed(layer__bias=torch.tensor([1, 2, torch.nan, 4]))
+    ),
     "NaN in half": Wrong(
         merge(), ("NaN in layer.bias",), changed(layer__bias=torch.full((4,), torch.nan, dtype=torch.float16))
     ),

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from koinon.cli import main
-from koinon.merge import _files
+from koinon.data.checkpoints import Loaded, open_weights
+from koinon.merge import _engine, _files, _plan
 from koinon.merge._contract import Pool
 from koinon.merge.average import Average
 from koinon.merge.breadcrumbs import Breadcrumbs
@@ -483,7 +484,7 @@ def test_a_dry_run_tells_and_writes_nothing(capsys, models, tmp_path):
     assert said.code == 0
     told = json.loads(said.out)
     size = sum(its.numel() * its.element_size() for its in load_file(models / "base" / "model.safetensors").values())
-    assert told["bytes"] == {"read": 4 * (size - 32) + 32, "written": size}
+    assert told["bytes"] == {"read": 3 * 4 * (size - 32) + 32, "written": size}
     assert told["tensors"] == {"merged": 12, "copied": 1}
     assert list(tmp_path.iterdir()) == []
 
@@ -694,3 +695,119 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stderr.splitlines()[-1]) < 88, f"{done.stderr} MB"
     assert len(tensors(tmp_path / "out")["w"]) == len(base)
+
+
+def test_what_is_copied_is_copied_to_the_bit(capsys, tmp_path):
+    """Whole numbers have more digits than the type that is computed in."""
+    given = pool()
+    large = torch.tensor([2**24 + 1, 2**40 + 3, -(2**62) - 1, 7])
+    for its in (given.base, *given.tuned.values()):
+        its.ids = large.clone()
+    kept(tmp_path, {"base": given.base.state_dict()} | {n: its.state_dict() for n, its in given.tuned.items()})
+    for method in ("ties", "average"):
+        assert torch.equal(merge(capsys, tmp_path, tmp_path / method, method=method)["ids"], large)
+
+
+def test_a_failed_merge_takes_its_new_folders_away(capsys, tmp_path):
+    given = pool()
+    given.tuned["y"].norm.bias.data[0] = torch.nan
+    kept(tmp_path, {"base": given.base.state_dict()} | {n: its.state_dict() for n, its in given.tuned.items()})
+    before = made.held(tmp_path)
+    made.assert_one_line(made.say(capsys, *words(tmp_path, tmp_path / "new" / "er" / "out")), "norm.bias")
+    assert not (tmp_path / "new").exists()
+    assert made.held(tmp_path) == before
+
+
+def test_tied_tensors_stay_tied_though_elements_are_dropped_at_random(capsys, tmp_path):
+    given = pool()
+    states = {"base": tied(given.base.state_dict(), True)}
+    states |= {name: tied(its.state_dict(), False) for name, its in given.tuned.items()}
+    kept(tmp_path, states)
+    found = merge(capsys, tmp_path, tmp_path / "out", "--density", 0.3, method="dare")
+    assert torch.equal(found["head.weight"], found["embed.weight"])
+    assert not torch.equal(found["head.weight"], states["base"]["head.weight"])
+
+
+def test_a_bias_is_not_taken_for_tied_because_both_are_untrained(capsys, tmp_path):
+    given = pool()
+    states = {"base": given.base.state_dict()} | {n: its.state_dict() for n, its in given.tuned.items()}
+    for name in ("layers.0.bias", "layers.1.bias"):
+        states["base"][name] = torch.zeros(16)
+    del states["y"]["layers.0.bias"]
+    kept(tmp_path, states)
+    made.assert_one_line(made.say(capsys, *words(tmp_path, tmp_path / "out")), "'y'", "no tensor layers.0.bias")
+
+
+def test_other_names_are_told_without_comparing_each_with_each(tmp_path):
+    """Each tensor is read a fixed number of times, however many there are."""
+
+    class Counted(Loaded):
+        read_times = 0
+
+        def read(self, name, start, stop):
+            self.read_times += 1
+            return super().read(name, start, stop)
+
+    numbers = torch.Generator().manual_seed(0)
+    count = 200
+    weights = Counted({f"layer.{i}": torch.randn(2, 2, generator=numbers) for i in range(count)})
+    twins = _plan._Twins(weights)
+    assert [twins.of(name) for name in weights.specs] == [[]] * count
+    assert weights.read_times <= 2 * count
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (Average(), 1),
+        (TaskArithmetic(), 1),
+        (Ties(), 3),
+        (Ties(density=(1.0,)), 1),
+        (Ties(scope="tensor"), 3),
+        (Dare(), 1),
+        (Dare(rescale="mass"), 2),
+        (Breadcrumbs(), 3),
+    ],
+    ids=repr,
+)
+def test_a_tensor_is_read_as_often_as_is_told(monkeypatch, method, passes):
+    monkeypatch.setattr(_engine, "CHUNK", 64)
+    read: dict[str, int] = {}
+
+    class Counted(Loaded):
+        def read(self, name, start, stop):
+            read[name] = read.get(name, 0) + stop - start
+            return super().read(name, start, stop)
+
+    numbers = torch.Generator().manual_seed(0)
+    models = {name: Counted({"w": torch.randn(200, generator=numbers)}) for name in EXPERTS}
+    sources = _engine.Sources(Loaded({"w": torch.zeros(200)}), models)
+    found = {repr(method): _engine.measure_all(method, sources, ["w"])} if method.measures_whole else None
+    _engine.blend_all(
+        lambda name: method, sources, ["w"], models["x"].specs, lambda *_: None, workers=1, measured=found
+    )
+    assert read == {"w": 3 * 200 * passes}
+    assert method.passes == passes
+
+
+def test_the_manifest_tells_what_an_adapter_is_applied_to(capsys, tmp_path):
+    """Also where the method itself does not look at the base."""
+    given = pool()
+    kept(tmp_path, {"base": given.base.state_dict(), "x": given.tuned["x"].state_dict()})
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    start = "base_model.model.layers.0.lora_"
+    factors = {f"{start}A.weight": torch.ones(2, 16), f"{start}B.weight": torch.ones(16, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    manifests = []
+    for alpha in (4, 8):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": alpha}))
+        out = tmp_path / f"out{alpha}"
+        merge(capsys, tmp_path, out, method="average", experts=("x", "adapter"))
+        manifests.append(json.loads((out / "koinon.json").read_text()))
+    one, other = (its["models"]["adapter"] for its in manifests)
+    assert one["adapter sha256"] == other["adapter sha256"]
+    assert one["its config sha256"] != other["its config sha256"]
+    assert manifests[0]["base"]["tensors sha256"] == _files.digest_of(open_weights(tmp_path / "base"))

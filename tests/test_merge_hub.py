@@ -7,10 +7,13 @@ import made
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from koinon.data.checkpoints import file_digest, open_weights
 from koinon.merge._contract import Pool
+from koinon.merge._files import digest_of
 from koinon.merge._hub import load_model, load_tokenizer, load_twin, tokens
 from koinon.merge.task_arithmetic import TaskArithmetic
 from koinon.nn.params import stream
@@ -109,7 +112,8 @@ def test_the_command_line_merges_as_python_does(folder, capsys):
     pool = Pool(load_model(folder / "base"), {t: load_model(folder / t) for t in ("colours", "places")}, own=OWN[1:])
     live = TaskArithmetic().merge(pool).state_dict()
     words = [word for word in merge(folder, "task_arithmetic", "out-files") if not word.endswith(".txt")]
-    words.remove("--data")
+    for word in ("--data", *OWN):
+        words.remove(word)
     assert made.say(capsys, *words, "--only", "bert.*").code == 0
     assert all(
         torch.equal(value, live[name]) for name, value in load_file(folder / "out-files/model.safetensors").items()
@@ -121,7 +125,7 @@ def test_what_is_wrong_is_one_line(folder, capsys):
     cases = {
         ("--data", str(folder / "colours.txt")): ("--data", "1 files for 2 models"),
         ("--data", str(folder / "colours.txt"), str(folder / "none.txt")): ("none.txt", "cannot be read"),
-        ("--own", "nothing.*"): ("places", "classifier.weight", "own"),
+        ("--own", "nothing.*"): ("places", "classifier.bias", "a head"),
         ("--out", str(folder / "base")): ("one of the models to be merged",),
     }
     for words, says in cases.items():
@@ -140,3 +144,117 @@ def test_damaged_twins_and_unknown_architectures_are_one_line(folder, capsys, tm
     (tmp_path / "odd" / "config.json").write_text(json.dumps({"architectures": ["NoSuchModel"]}))
     (tmp_path / "odd" / "twin.json").write_text("{}")
     made.assert_one_line(made.say(capsys, "merge", "predict", tmp_path / "odd", *words), "NoSuchModel")
+
+
+def changed(folder: Path, name: str, where: Path, change) -> Path:
+    """A copy of a model with other tensors, where nothing else reads it."""
+    where.mkdir()
+    for file in (folder / name).iterdir():
+        (where / file.name).write_bytes(file.read_bytes())
+    state = load_file(where / "model.safetensors")
+    change(state)
+    save_file(state, where / "model.safetensors", metadata={"format": "pt"})
+    return where
+
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+DAMAGE = {
+    "NaN": (lambda state: state[QUERY].fill_(torch.nan), ("odd", "NaN", QUERY)),
+    "infinity": (lambda state: state[QUERY][0].fill_(torch.inf), ("odd", "infinity", QUERY)),
+    "a tensor too few": (lambda state: state.pop(QUERY), ("odd", "no tensor", QUERY)),
+    "a tensor too many": (lambda state: state.update(extra=torch.ones(2, 3)), ("odd", "extra")),
+    "another shape": (lambda state: state.update({QUERY: torch.ones(4, 4)}), ("odd", QUERY, "4 x 4")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_models_that_do_not_fit_are_named_by_their_tensor(folder, capsys, tmp_path, kind):
+    damage, says = DAMAGE[kind]
+    odd = changed(folder, "places", tmp_path / "odd", damage)
+    for method in ("regmean", "fisher", "adamerging"):
+        words = [str(odd) if its == str(folder / "places") else its for its in merge(folder, method, "out-odd")]
+        made.assert_one_line(made.say(capsys, *words), *says)
+        assert not (folder / "out-odd").exists()
+
+
+def test_a_dry_run_of_a_method_that_looks_at_data_writes_nothing(folder, capsys):
+    before = made.held(folder)
+    said = made.say(capsys, *merge(folder, "twin", "out-dry"), "--dry-run", "--json")
+    assert said.code == 0, said
+    told = json.loads(said.out)
+    assert told["texts"] == {"colours": 24, "places": 24}
+    assert told["tensors"]["merged"] == len(load_file(folder / "base" / "model.safetensors")) - 2
+    assert made.held(folder) == before
+
+
+WRONG = {
+    ("--only", "bert.*"): ("--only", "whole models"),
+    ("--workers", "2"): ("--workers",),
+    ("--rounding", "every-step"): ("--rounding",),
+    ("--missing",): ("--missing",),
+    ("--shard-gb", "-1"): ("--shard-gb",),
+    ("--steps", "-1"): ("steps -1", "0 or more"),
+    ("--rate", "-1"): ("rate -1",),
+    ("--longest", "0"): ("--longest",),
+}
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_settings_that_cannot_be_are_one_line(folder, capsys, words):
+    before = made.held(folder)
+    made.assert_one_line(made.say(capsys, *merge(folder, "adamerging", "out-set"), *words), *WRONG[words])
+    assert made.held(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "says"),
+    [
+        ("regmean", ("--ridge", "-5"), "ridge -5"),
+        ("regmean", ("--shrink", "2"), "shrink 2"),
+        ("fisher", ("--floor", "-1"), "floor -1"),
+        ("twin", ("--lr", "-1"), "lr -1"),
+        ("twin", ("--epochs", "0"), "epochs 0"),
+        ("dam", ("--adv-rate", "-1"), "adv_rate -1"),
+    ],
+)
+def test_each_methods_settings_are_checked(folder, capsys, method, words, says):
+    made.assert_one_line(made.say(capsys, *merge(folder, method, "out-range"), *words), says)
+    assert not (folder / "out-range").exists()
+
+
+def test_texts_longer_than_a_model_has_places_are_cut(folder, capsys, tmp_path):
+    (tmp_path / "long.txt").write_text(" ".join(["w1"] * 60) + "\nw2 w3", encoding="utf-8")
+    words = [
+        str(tmp_path / "long.txt") if its.endswith("colours.txt") else its for its in merge(folder, "regmean", "cut")
+    ]
+    assert made.say(capsys, *words).code == 0
+
+
+def test_the_manifest_tells_what_was_read(folder, capsys):
+    assert made.say(capsys, *merge(folder, "regmean", "told")).code == 0
+    found = json.loads((folder / "told" / "koinon.json").read_text())
+    for name in ("colours", "places"):
+        its = found["models"][name]
+        assert its["tensors sha256"] == digest_of(open_weights(folder / name))
+        assert its["texts sha256"] == file_digest(folder / f"{name}.txt")
+    assert found["base"]["tensors sha256"] == digest_of(open_weights(folder / "base"))
+
+
+def test_what_a_twin_is_asked_wrongly_is_one_line(folder, capsys, tmp_path):
+    assert made.say(capsys, *merge(folder, "twin", "asked", "--epochs", "1")).code == 0
+    predict = ("merge", "predict", folder / "asked", "--texts", folder / "new.jsonl", "--out")
+    made.assert_one_line(made.say(capsys, *predict, tmp_path, "--longest", "8"), "is a folder")
+    made.assert_one_line(made.say(capsys, *predict, tmp_path / "a.jsonl", "--longest", "-3"), "--longest")
+    one = ("merge", "materialize", folder / "asked", "--out", tmp_path / "one", "--weights", "nan", "1")
+    made.assert_one_line(made.say(capsys, *one), "finite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(folder, capsys, monkeypatch):
+    def full(*args, **settings):
+        raise SafetensorError("Error while serializing: IoError(No space left on device)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    before = made.held(folder)
+    made.assert_one_line(made.say(capsys, *merge(folder, "regmean", "full")), "cannot be written", "No space")
+    assert made.held(folder) == before

@@ -5,6 +5,7 @@ import fnmatch
 import hashlib
 import json
 import math
+import pickle
 import re
 import warnings
 import zipfile
@@ -83,7 +84,7 @@ class Adapted:
         file = folder / "adapter_model.safetensors"
         if not file.is_file():
             raise UserError(f"{folder}: no adapter_model.safetensors in it; save the adapter with safetensors")
-        self.sha256 = file_digest(file)
+        self.sha256, self.config_sha256 = file_digest(file), file_digest(folder / "adapter_config.json")
         _refuse_others(folder, config)
         weights = TensorFile(file)
         held = {_plain(name): _whole(weights, name) for name in weights.specs}
@@ -255,7 +256,13 @@ def _unpickled(path: Path, files: Sequence[Path], trusted: bool) -> Loaded:
                 warnings.simplefilter("ignore")
                 found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # whatever a damaged pickle makes fail
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            # What torch says of a pickle with code in it ends in the advice to run that code.
+            coded = isinstance(error, pickle.UnpicklingError)
+            said = (
+                "damaged, or it holds more than tensors"
+                if coded
+                else " ".join(str(error).split())[:200] or type(error).__name__
+            )
             raise UserError(f"{file}: cannot be read as pickled tensors ({said})") from None
         if not (isinstance(found, dict) and all(isinstance(name, str) and _is_plain(t) for name, t in found.items())):
             raise UserError(f"{file}: holds something else than named tensors of numbers")

@@ -55,6 +55,11 @@ class Blend(Merge):
         """Whether `measure` looks at all tensors at once instead of one at a time."""
         return False
 
+    @property
+    def passes(self) -> int:
+        """How often a tensor of several chunks is read: by `measure`, and at last by `blend`."""
+        return 1
+
     @abstractmethod
     def blend(self, chunk: Chunk, found: Any) -> Float[Tensor, " n"]:
         """The merged numbers of one chunk; ``found`` is what `measure` gave for its tensor."""

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -43,7 +43,7 @@ class Chunk:
     """The same stretch of one tensor in every model, laid out flat."""
 
     name: str
-    """The tensor's."""
+    """The tensor's; of two that are tied, the same for both."""
     number: int
     """Of the chunk in its tensor."""
     base: Tensor | None
@@ -85,6 +85,8 @@ class Sources:
     """None: compute in float32 (float64 for float64) and round once, at the end. Otherwise: round to it every step."""
     allow_nonfinite: bool = False
     """Take NaN and infinity as they are."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Tensor to another one that holds the same, in some model only under that name: what is drawn is the same too."""
 
     def chunk(self, name: str, number: int, digests: Digests | None = None, known: bool = False) -> Chunk:
         """Read one chunk, as numbers to compute with; ``digests`` gets what was read added.
@@ -99,14 +101,14 @@ class Sources:
             values = weights.read(name, start, stop)
             if digests is not None:
                 digests.setdefault(model, {})[number] = hashlib.sha256(as_bytes(values)).digest()
-            numbers = values.to(self.rounding or _exact(values))
-            if not self.allow_nonfinite and not known:
+            numbers = values.to(self.rounding or _exact(values)) if values.is_floating_point() else values
+            if not self.allow_nonfinite and not known and values.is_floating_point():
                 _refuse_nonfinite(numbers, values, model, name)
             if model is None:
                 base = numbers
             else:
                 tuned[model] = numbers
-        return Chunk(name, number, base, tuned)
+        return Chunk(self.tied.get(name, name), number, base, tuned)
 
     def _all(self) -> Iterator[tuple[str | None, Weights]]:
         if self.base is not None:
@@ -128,6 +130,14 @@ def _refuse_nonfinite(numbers: Tensor, values: Tensor, model: str | None, name: 
         what = "NaN" if bool(exact.isnan().any()) else "infinity"
         where = "the base" if model is None else f"model {model!r}"
         raise UserError(f"{where}: {what} in {name}; give --allow-nonfinite to merge it as it is")
+
+
+def _refuse_overflow(merged: Tensor, name: str) -> None:
+    """Refuse a result that its type cannot hold, as what it was made of is finite."""
+    if math.isfinite(merged.sum(dtype=_exact(merged)).item()) or bool(merged.to(_exact(merged)).isfinite().all()):
+        return
+    kind = str(merged.dtype).removeprefix("torch.")
+    raise UserError(f"{name}: what is merged is more than {kind} holds; give another --dtype, or smaller settings")
 
 
 class Part:
@@ -264,8 +274,10 @@ class _Tensor:
         self.count(last - first, digests)
 
     def blend(self, chunk: Chunk, found: Any) -> None:
-        merged = self.method.blend(chunk, found)
-        self.write(self.name, chunk.number * CHUNK, merged.to(self.spec.dtype))
+        merged = self.method.blend(chunk, found).to(self.spec.dtype)
+        if not self.sources.allow_nonfinite and merged.is_floating_point():
+            _refuse_overflow(merged, self.name)
+        self.write(self.name, chunk.number * CHUNK, merged)
 
     def count(self, blended: int, digests: Digests | None) -> None:
         with self.lock:

@@ -8,9 +8,10 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +20,8 @@ from koinon.core import UserError
 from koinon.data.checkpoints import Adapted, read_json
 from koinon.data.tensorfiles import TensorWriter, Weights
 from koinon.merge._contract import Blend
-from koinon.merge._engine import CHUNK, Sources, blend_all, measure_all
+from koinon.merge._engine import CHUNK, Chunk, Sources, as_bytes, blend_all, measure_all, tree
 from koinon.merge._plan import Plan
-from koinon.merge.average import Average
 from koinon.terminal import Told, untold
 
 FORMAT = 1
@@ -54,7 +54,6 @@ def run(
     out = out.resolve()
     config = _config(plan)
     methods = plan.methods(method_for)
-    needs_base = any(method.needs_base for method in methods.values())
     settings = {
         "format": FORMAT,
         "koinon": metadata.version("koinon"),
@@ -68,9 +67,11 @@ def run(
         "allow_nonfinite": allow_nonfinite,
     }
     with _Unfinished(out, settings) as work:
-        sources = Sources(plan.base if needs_base else None, plan.tuned, rounding, allow_nonfinite)
+        sources = Sources(
+            plan.base if plan.reads_base(methods.values()) else None, plan.tuned, rounding, allow_nonfinite, plan.tied
+        )
         kept = "" if plan.base is not None else next(iter(plan.tuned))
-        rest = Sources(None, {kept: plan.reference}, allow_nonfinite=True)
+        rest = Sources(None, {kept: plan.reference}, allow_nonfinite=allow_nonfinite)
         writer = TensorWriter(work.folder, plan.out, shard, fresh=work.fresh)
         work.ready()
         tally = _Tally(writer, plan.writes, sum(plan.out[name].size for name in work.done), told)
@@ -86,7 +87,9 @@ def run(
             }
             blend_all(method_for, sources, left(plan.merged), plan.out, tally.write, work.keep,
                       workers, digest=True, measured=measured)  # fmt: skip
-            blend_all(lambda name: Average(), rest, left(plan.copied), plan.out, tally.write, work.keep, workers, True)
+            blend_all(
+                lambda name: _Unchanged(), rest, left(plan.copied), plan.out, tally.write, work.keep, workers, True
+            )
             writer.finish()
         finally:
             writer.abandon()
@@ -106,6 +109,18 @@ def _keep_freed() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(trim, 32 * CHUNK)  # of float32, 4 bytes each
         library.mallopt(mapped, 6 * CHUNK)
+
+
+@dataclass(frozen=True)
+class _Unchanged(Blend):
+    """What is copied: any kind of numbers, to the bit."""
+
+    needs_base: ClassVar = False
+
+    def blend(self, chunk: Chunk, found: Any) -> Tensor:
+        """See `Blend.blend`."""
+        (numbers,) = chunk.tuned.values()
+        return numbers
 
 
 class _Tally:
@@ -134,6 +149,8 @@ class _Unfinished:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "_Unfinished":
+        # Those that are made here, the deepest first: a merge that fails takes them away.
+        self.made = [its for its in self.folder.parents if not its.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.held = os.open(self.folder, os.O_RDONLY)
@@ -178,6 +195,9 @@ class _Unfinished:
             self.journal.close()
         if kind is not None and issubclass(kind, Exception):  # a stop from outside leaves what is finished
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # something else is in it meanwhile
+                for its in self.made:
+                    its.rmdir()
         os.close(self.held)
         if isinstance(error, OSError):
             raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from None
@@ -216,6 +236,9 @@ def refuse_taken(out: Path, inputs: Sequence[Path]) -> None:
                 raise UserError(f"{out}: cannot be written ({parent} is a file)")
     except OSError as error:  # such as a name that is too long
         raise UserError(f"{str(out)[:200]}: cannot be written ({error.strerror})") from None
+    for path in inputs:
+        if path.resolve() in out.resolve().parents:
+            raise UserError(f"{out}: lies in {path}, one of the models to be merged; give another --out")
 
 
 def _state(path: Path) -> list[Any]:
@@ -246,14 +269,32 @@ def carry(path: Path, folder: Path, leave: Sequence[str] = ()) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
+def digest_of(weights: Weights) -> str:
+    """One digest of all tensors, as that of a model of which all are streamed."""
+    found = {}
+    for name, spec in weights.specs.items():
+        if not spec.count:
+            continue
+        starts = enumerate(range(0, spec.count, CHUNK))
+        read = ((number, weights.read(name, start, min(start + CHUNK, spec.count))) for number, start in starts)
+        found[name] = tree({number: hashlib.sha256(as_bytes(values)).digest() for number, values in read})
+    return _whole_digest(found)
+
+
+def _whole_digest(tensors: Mapping[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{name} {its}" for name, its in sorted(tensors.items())).encode()).hexdigest()
+
+
 def _manifest(plan: Plan, settings: Mapping[str, Any], done: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """What was made of what."""
 
     def model(key: str, path: Path, weights: Weights) -> dict[str, Any]:
         if isinstance(weights, Adapted):
-            return {"path": str(path), "adapter sha256": weights.sha256}
-        parts = [f"{name} {its[key]}" for name, its in sorted(done.items()) if key in its]
-        return {"path": str(path), "tensors sha256": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
+            return {"path": str(path), "adapter sha256": weights.sha256, "its config sha256": weights.config_sha256}
+        parts = {name: its[key] for name, its in done.items() if key in its}
+        if not parts:  # nothing of it was read: it gives the names, the configuration and the tokenizer
+            return {"path": str(path)}
+        return {"path": str(path), "tensors sha256": _whole_digest(parts)}
 
     found = {
         "format": FORMAT,

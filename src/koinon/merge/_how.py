@@ -1,16 +1,17 @@
 """How models on disk are merged, whatever the method: what a person can choose, and what would be done."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from koinon.core import UserError
+from koinon.data.checkpoints import Loaded
 from koinon.data.tensorfiles import DTYPES
-from koinon.merge._contract import Blend
-from koinon.merge._engine import CHUNK, cores
+from koinon.merge._contract import Blend, Merge
+from koinon.merge._engine import CHUNK, Part, Sources, cores
 from koinon.merge._files import refuse_taken, run
 from koinon.merge._plan import Plan, plan
 from koinon.terminal import Told
@@ -43,9 +44,16 @@ class How:
     dry_run: bool = False
     """Only tell what would be read, written and needed."""
 
-    def plan(self, base: Path | None, experts: Sequence[Path], dtype: str | None) -> Plan:
+    def plan(self, base: Path | None, experts: Sequence[Path], dtype: str | None, own: Sequence[str] = ()) -> Plan:
         """See `plan`."""
-        return plan(base, experts, self.only, KINDS.get(dtype or ""), self.missing, self.trust_pickle)
+        return plan(base, experts, self.only, KINDS.get(dtype or ""), self.missing, self.trust_pickle, own)
+
+    def refuse_streaming(self, method: Merge) -> None:
+        """Raise UserError for an option of methods that stream, given to one that loads whole models."""
+        for option in fields(self):
+            if option.name != "dry_run" and getattr(self, option.name) != option.default:
+                word, name = option.name.replace("_", "-"), type(method).__name__
+                raise UserError(f"--{word}: {name} loads whole models to look at data with them; leave it out")
 
     def stream(
         self, found: Plan, method_for: Callable[[str], Blend], out: Path, told: Told, rounding: str | None = None
@@ -55,6 +63,8 @@ class How:
             raise UserError("--workers takes a number from 0, --shard-gb one from 0.001")
         if found.base is None and any(method_for(name).needs_base for name in found.merged):
             raise UserError("this method works on differences to a base: give it with --base")
+        for method in found.methods(method_for).values():
+            _try(method, tuple(found.tuned))
         workers = self.workers or cores()
         kinds = {KINDS[rounding]} if rounding else {found.out[name].dtype for name in found.merged}
         if self.rounding == "every-step" and len(kinds) > 1:
@@ -66,6 +76,13 @@ class How:
         kind = kinds.pop() if self.rounding == "every-step" else None
         run(found, method_for, out, kind, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
         return facts
+
+
+def _try(method: Blend, models: Sequence[str]) -> None:
+    """Merge a tensor of two numbers, so that settings that cannot be are refused before anything is read."""
+    held = {model: Loaded({"tensor": torch.tensor([1.0, 2.0])}) for model in models}
+    sources = Sources(Loaded({"tensor": torch.zeros(2)}), held)
+    method.blend(sources.chunk("tensor", 0), method.measure(Part(sources, ["tensor"])))
 
 
 def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: int) -> dict[str, Any]:
@@ -80,8 +97,8 @@ def _facts(found: Plan, method_for: Callable[[str], Blend], out: Path, workers: 
         "models": {name: str(path) for name, path in found.paths.items()},
         "base": str(found.base_path) if found.base_path else "none",
         "tensors": {"merged": len(found.merged), "copied": len(found.copied)},
-        "bytes": {"read": found.reads(kinds[0].needs_base), "written": found.writes},
-        "passes over all files": 3 if any(its.measures_whole for its in kinds) else 1,
+        "bytes": {"read": found.reads(method_for), "written": found.writes},
+        "passes over all files": max(its.passes for its in kinds),
         "memory": f"at most about {room / 1e6:.0f} MB beside Python and torch, for {workers} workers",
     }
     return facts | ({"notes": {str(i): note for i, note in enumerate(found.notes, 1)}} if found.notes else {})

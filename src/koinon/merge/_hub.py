@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from koinon.bench.compare import write_whole
 from koinon.core import UserError, describe, rebuild
-from koinon.data.checkpoints import read_json
+from koinon.data.checkpoints import file_digest, read_json
 from koinon.merge._contract import Merge, Pool
-from koinon.merge._files import carry
+from koinon.merge._files import carry, digest_of
 from koinon.merge._live import State, is_own
+from koinon.merge._plan import Plan
 from koinon.merge.twin import Twin, TwinMerging
 from koinon.nn.branches import Branches
 from koinon.nn.lowrank import Stack
@@ -105,16 +108,47 @@ def tokens(tokenizer: Any, texts: Sequence[str], longest: int) -> dict[str, Tens
     return {name: found[name] for name in ("input_ids", "attention_mask")}
 
 
-def pool_of(base: Path, experts: Mapping[str, Path], data: Sequence[Path], own: Sequence[str], longest: int) -> Pool:
-    """The models with their data, a file for each in their order."""
-    if len(data) != len(experts):
-        raise UserError(f"--data: {len(data)} files for {len(experts)} models; give one for each, in their order")
-    tokenizer = load_tokenizer(base)
-    inputs = {name: tokens(tokenizer, read_texts(file), longest) for name, file in zip(experts, data, strict=True)}
-    return Pool(load_model(base), {name: load_model(path) for name, path in experts.items()}, inputs, tuple(own))
+def read_all(data: Sequence[Path], models: Sequence[str]) -> dict[str, list[str]]:
+    """The texts of each model, from a file for each in their order."""
+    if len(data) != len(models):
+        raise UserError(f"--data: {len(data)} files for {len(models)} models; give one for each, in their order")
+    return {name: read_texts(file) for name, file in zip(models, data, strict=True)}
 
 
-def merge_models(method: Merge, pool: Pool, base: Path, out: Path, dtype: torch.dtype) -> dict[str, Any]:
+def pool_of(
+    base: Path, experts: Mapping[str, Path], texts: Mapping[str, Sequence[str]], own: Sequence[str], longest: int
+) -> Pool:
+    """The models with their data."""
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    longest = min(longest, places(model, tokenizer))
+    inputs = {name: tokens(tokenizer, its, longest) for name, its in texts.items()}
+    return Pool(model, {name: load_model(path) for name, path in experts.items()}, inputs, tuple(own))
+
+
+def places(model: nn.Module, tokenizer: Any) -> int:
+    """How many tokens a model has places for, as far as its configuration and its tokenizer say."""
+    known = ("max_position_embeddings", "n_positions", "max_seq_len")
+    found = [tokenizer.model_max_length, *(getattr(model.config, name, None) for name in known)]
+    return min((its for its in found if isinstance(its, int) and its > 0), default=1 << 31)
+
+
+def manifest_of(method: Merge, found: Plan, data: Sequence[Path]) -> dict[str, Any]:
+    """What is made of what."""
+    return {
+        "format": FORMAT,
+        "koinon": metadata.version("koinon"),
+        "methods": [repr(method)],
+        "models": {
+            name: {"path": str(path), "tensors sha256": digest_of(found.tuned[name]), "texts sha256": file_digest(file)}
+            for (name, path), file in zip(found.paths.items(), data, strict=True)
+        },
+        "base": {"path": str(found.base_path), "tensors sha256": digest_of(found.reference)},
+    }
+
+
+def merge_models(
+    method: Merge, pool: Pool, base: Path, out: Path, dtype: torch.dtype, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
     """Merge, and keep the result in a new folder that appears whole.
 
     One merged model is kept as transformers keeps it, the tensors that stay a task's own beside it in ``own``; a twin
@@ -139,7 +173,6 @@ def merge_models(method: Merge, pool: Pool, base: Path, out: Path, dtype: torch.
             if held and not isinstance(merged, Twin):
                 (folder / "own").mkdir(exist_ok=True)
                 save_file(held, folder / "own" / f"{task.replace('/', '-')}.safetensors")
-        manifest = {"format": FORMAT, "koinon": metadata.version("koinon"), "methods": [repr(method)]}
         (folder / "koinon.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return facts
 
@@ -175,7 +208,10 @@ def load_twin(folder: Path) -> Twin:
 
 def answer(twin: Path, texts: Path, out: Path, longest: int, told: Told) -> dict[str, Any]:
     """Write the router's weights and the logits of each text, -inf as null."""
+    if longest < 1 or out.is_dir():
+        raise UserError(f"--out {out} is a folder; give a file" if out.is_dir() else "--longest: give 1 or more")
     model, tokenizer, given = load_twin(twin), load_tokenizer(twin), read_texts(texts)
+    longest = min(longest, places(model.shared, tokenizer))
     lines = []
     for start in range(0, len(given), BATCH):
         inputs = tokens(tokenizer, given[start : start + BATCH], longest)
@@ -197,6 +233,8 @@ def materialize(twin: Path, weights: Sequence[float], out: Path) -> dict[str, An
     model = load_twin(twin)
     if len(weights) != len(model.tasks):
         raise UserError(f"--weights: {len(weights)} for the tasks {', '.join(model.tasks)}; give one for each")
+    if not all(map(math.isfinite, weights)):
+        raise UserError(f"--weights {' '.join(map(str, weights))}: give finite numbers")
     with _whole(out) as folder:
         _keep(model.materialize(torch.tensor(weights)), None, folder)
         if model.names:  # the head is that of one task, and so is what the configuration says of it
@@ -211,6 +249,7 @@ def materialize(twin: Path, weights: Sequence[float], out: Path) -> dict[str, An
 def _keep(model: nn.Module, dtype: torch.dtype | None, folder: Path) -> None:
     assert isinstance(model, transformers.PreTrainedModel)
     kept = model if dtype is None else copy.deepcopy(model).to(dtype=dtype)  # type: ignore[call-arg]
+    transformers.logging.disable_progress_bar()
     kept.save_pretrained(folder)
 
 
@@ -240,7 +279,8 @@ def _whole(out: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o755)
         os.replace(beside, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{out}: cannot be written ({said})") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -24,7 +24,7 @@ def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
     """The tensors to merge, of the base and of each model: floating point, and none that stays a task's own.
 
     Raises:
-        UserError: no model, or a tensor that a model lacks or has in another shape.
+        UserError: no model, a tensor that a model lacks or has in another shape, or one that holds NaN or infinity.
     """
     if not pool.tuned:
         raise UserError("no model to merge: give the pool at least one")
@@ -48,6 +48,10 @@ def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
         if extra:
             raise UserError(f"model {model!r}: has {extra[0]}, which the base lacks; name it in `own` if it is a head")
         tuned[model] = {name: state[name].detach() for name in base}
+    for who, its in (("the base", base), *((f"model {model!r}", its) for model, its in tuned.items())):
+        for name, value in its.items():
+            if not bool(value.isfinite().all()):
+                raise UserError(f"{who}: NaN or infinity in {name}; merge models without")
     return base, tuned
 
 

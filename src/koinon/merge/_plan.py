@@ -1,6 +1,8 @@
 """What a merge of models on disk will do, known before a number is read: which tensors, from where, of what kind."""
 
-from collections.abc import Callable, Mapping, Sequence
+import fnmatch
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from koinon.core import UserError
 from koinon.data.checkpoints import Adapted, matching, open_weights
 from koinon.data.tensorfiles import Spec, Weights
 from koinon.merge._contract import Blend
-from koinon.merge._engine import CHUNK
+from koinon.merge._engine import CHUNK, as_bytes
 
 SCALES = ("_scale", "_scale_inv", ".scale", ".scale_inv")
 """How the name of a tensor ends that others' numbers are to be multiplied with."""
@@ -51,6 +53,8 @@ class Plan:
     """Tensors to take from the reference as they are."""
     out: Mapping[str, Spec]
     """Every tensor of the result."""
+    tied: Mapping[str, str]
+    """Tensors that some model keeps only under another name, to that name."""
     notes: tuple[str, ...]
     """What a person should know of."""
 
@@ -73,11 +77,27 @@ class Plan:
         """The different methods of the tensors to merge, by their ``repr``."""
         return {repr(method): method for method in map(method_for, self.merged)}
 
-    def reads(self, needs_base: bool) -> int:
-        """Bytes to read, once."""
-        models = [*self.tuned.values(), *([self.base] if self.base is not None and needs_base else [])]
-        merged = sum(its.specs[name].size for its in models for name in self.merged)
-        return merged + sum(self.reference.specs[name].size for name in self.copied)
+    def reads(self, method_for: Callable[[str], Blend]) -> int:
+        """Bytes to read; a tensor of several chunks is read as often as its method looks at it."""
+        total = sum(self.reference.specs[name].size for name in self.copied)
+        for name in self.merged:
+            method = method_for(name)
+            models = [
+                *self.tuned.values(),
+                *([self.base] if self.base is not None and self.reads_base([method]) else []),
+            ]
+            several = method.measures_whole or self.out[name].count > CHUNK
+            total += sum(its.specs[name].size for its in models) * (method.passes if several else 1)
+        return total
+
+    def reads_base(self, methods: Iterable[Blend]) -> bool:
+        """Whether the base's numbers are read: by a method, or as what adapters are applied to."""
+        return any(its.needs_base for its in methods) or any(isinstance(its, Adapted) for its in self.tuned.values())
+
+    @property
+    def numbers(self) -> int:
+        """Of all models, the base among them."""
+        return sum(spec.count for its in (self.reference, *self.tuned.values()) for spec in its.specs.values())
 
     @property
     def writes(self) -> int:
@@ -92,6 +112,7 @@ def plan(
     dtype: torch.dtype | None = None,
     missing: bool = False,
     trust_pickle: bool = False,
+    own: Sequence[str] = (),
 ) -> Plan:
     """Open all the models and see that they fit each other.
 
@@ -101,6 +122,8 @@ def plan(
         only: patterns of the tensors to merge; the others are the reference's. All if empty.
         dtype: of the result; each tensor's own if None.
         missing: take a tensor that a model lacks for unchanged.
+        trust_pickle: read pickled weights as well.
+        own: patterns of the tensors that stay each model's own: they need not fit.
 
     Raises:
         UserError: a model that is not there, is damaged, or does not fit; names the tensor.
@@ -113,14 +136,19 @@ def plan(
     reference = next(iter(opened.values())) if base_weights is None else base_weights
     notes: list[str] = []
     floating = [name for name, spec in reference.specs.items() if spec.dtype.is_floating_point]
-    merged = matching(floating, only) if only else floating
+    merged = matching(floating, only) if only else [name for name in floating if not _matches(name, own)]
     if not merged:
         raise UserError(f"{base or experts[0]}: holds no floating-point tensors to merge")
     chosen = set(merged)
     for path, weights in ((base or experts[0], reference), *((paths[name], its) for name, its in opened.items())):
         _refuse_scaled(path, weights, chosen)
-    looked_at = chosen if only else None
-    tuned = {name: _fitted(name, its, reference, looked_at, missing, notes) for name, its in opened.items()}
+    twins = _Twins(reference)
+    tuned = {}
+    for name, its in opened.items():
+        seen = {there for there in {*reference.specs, *its.specs} if not _matches(there, own)}
+        tuned[name] = _fitted(name, its, twins, chosen if only else seen, missing, notes)
+    fitted = [its for its in tuned.values() if isinstance(its, Fitted)]
+    tied = {name: there for its in fitted for name, (held, there) in its.elsewhere.items() if held is its.weights}
     copied = tuple(name for name in reference.specs if name not in chosen)
     out = {}
     for name, spec in reference.specs.items():
@@ -128,7 +156,7 @@ def plan(
         out[name] = Spec(spec.shape, kept)
     if dtype is None and isinstance(reference, Adapted):
         out = {name: Spec(spec.shape, reference.base.specs[name].dtype) for name, spec in out.items()}
-    return Plan(paths, base, base_weights, tuned, tuple(merged), copied, out, tuple(notes))
+    return Plan(paths, base, base_weights, tuned, tuple(merged), copied, out, tied, tuple(notes))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -143,24 +171,23 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in whole]
 
 
-def _fitted(
-    model: str, weights: Weights, reference: Weights, only: set[str] | None, missing: bool, notes: list[str]
-) -> Weights:
-    """The model under the reference's names, all or only some; raises UserError where it does not fit."""
+def _fitted(model: str, weights: Weights, twins: "_Twins", seen: set[str], missing: bool, notes: list[str]) -> Weights:
+    """The model under the reference's names, as far as they are looked at; raises UserError where it does not fit."""
+    reference = twins.weights
     if weights is reference:
         return weights
-    known, its = reference.specs, weights.specs
-    if only is not None:
-        known, its = ({name: spec for name, spec in specs.items() if name in only} for specs in (known, its))
+    known, its = ({name: spec for name, spec in at.specs.items() if name in seen} for at in (reference, weights))
     wrong = [name for name in known if name in its and its[name].shape != known[name].shape]
     if wrong:
         shapes = " against ".join(" x ".join(map(str, specs[wrong[0]].shape)) for specs in (its, known))
-        raise UserError(f"model {model!r}: {wrong[0]} is {shapes} in the base{_more(wrong)}: another architecture?")
+        raise UserError(
+            f"model {model!r}: {wrong[0]} is {shapes} in the reference{_more(wrong)}: another architecture, or a head?"
+        )
     elsewhere: dict[str, tuple[Weights, str]] = {}
     lacking = [name for name in known if name not in its]
     for name in lacking:
-        twin = _twin(reference, name)
-        if twin is not None and twin in its:
+        twin = next((twin for twin in twins.of(name) if twin in its), None)
+        if twin is not None:
             elsewhere[name] = (weights, twin)  # tied there, so that one of the two is not kept
         elif missing:
             elsewhere[name] = (reference, name)
@@ -170,7 +197,8 @@ def _fitted(
     if missing and lacking:
         notes.append(f"model {model!r} lacks {lacking[0]}{_more(lacking)}: taken for unchanged")
     extra = [name for name in its if name not in known]
-    unknown = [name for name in extra if _twin(weights, name) is None]
+    own_twins = _Twins(weights)
+    unknown = [name for name in extra if not own_twins.of(name)]
     if unknown:
         raise UserError(f"model {model!r}: has a tensor {unknown[0]}{_more(unknown)}, which the reference lacks")
     for name in known:
@@ -202,22 +230,53 @@ def _refuse_scaled(path: Path, weights: Weights, chosen: set[str]) -> None:
                 )
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _twin(weights: Weights, name: str) -> str | None:
-    """Another tensor of the model with the same content: two names for one, as of tied embeddings."""
-    spec = weights.specs[name]
-    same = (other for other, its in weights.specs.items() if other != name and its == spec and spec.count > 1)
-    return next((other for other in same if _equal(weights, name, weights, other)), None)
+class _Twins:
+    """Which tensors of a model hold the same numbers under two names, as tied embeddings do.
+
+    Where all numbers of a tensor are equal, as in a bias that was never trained, that says nothing.
+    """
+
+    def __init__(self, weights: Weights):
+        self.weights = weights
+        self._found: dict[Spec, dict[str, bytes]] = {}
+        """Of a kind of tensors, name to digest; kinds are looked at when one is asked for."""
+
+    def of(self, name: str) -> list[str]:
+        """The other names of a tensor."""
+        spec = self.weights.specs[name]
+        if spec not in self._found:
+            alike = [other for other, its in self.weights.specs.items() if its == spec]
+            digests = {other: self._digest(other) for other in alike} if len(alike) > 1 and spec.count > 1 else {}
+            self._found[spec] = {other: digest for other, digest in digests.items() if digest is not None}
+        found = self._found[spec]
+        return [other for other, digest in found.items() if other != name and digest == found.get(name)]
+
+    def _digest(self, name: str) -> bytes | None:
+        found, varied = hashlib.sha256(), False
+        first = self.weights.read(name, 0, 1)
+        for start, stop in _stretches(self.weights.specs[name]):
+            values = self.weights.read(name, start, stop)
+            varied = varied or not torch.equal(values, first.expand_as(values))
+            found.update(as_bytes(values))
+        return found.digest() if varied else None
+
+
+def _stretches(spec: Spec) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + CHUNK, spec.count)) for start in range(0, spec.count, CHUNK))
 
 
 def _equal(one: Weights, name: str, other: Weights, there: str) -> bool:
     if one.specs[name] != other.specs[there]:
         return False
-    count = one.specs[name].count
-    stretches = (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
     return all(
-        torch.equal(one.read(name, its.start, its.stop), other.read(there, its.start, its.stop)) for its in stretches
+        torch.equal(one.read(name, start, stop), other.read(there, start, stop))
+        for start, stop in _stretches(one.specs[name])
     )

@@ -17,6 +17,9 @@ from koinon.merge._engine import Chunk, Part
 HALF = 1 << 16
 """Magnitudes are counted by the upper half of their float32 pattern, and by the lower half where that matters."""
 
+LOOKS = 2
+"""That `cutoffs` takes at a part of several chunks."""
+
 
 def each(values: Sequence[float], models: Sequence[str], what: str) -> list[float]:
     """One value a model, in the models' order; a single one is for all.
@@ -34,6 +37,13 @@ def share(values: Iterable[float], what: str) -> None:
     for value in values:
         if not 0 <= value <= 1:
             raise UserError(f"{what} {value:g}: give a share from 0 to 1")
+
+
+def at_least(least: float, **settings: float) -> None:
+    """Refuse a setting that is smaller."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise UserError(f"{name} {value:g}: give {least:g} or more")
 
 
 def kept(density: float, count: int) -> int:

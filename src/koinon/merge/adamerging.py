@@ -13,6 +13,7 @@ from koinon.core import Paper
 from koinon.merge._coefficients import batches, predictor, task_vectors, tuned
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import needed, with_weights
+from koinon.merge._vectors import at_least
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class AdaMerging(Merge):
 
     def merge(self, pool: Pool) -> nn.Module:
         """See `Merge.merge`."""
+        at_least(0, steps=self.steps, rate=self.rate)
         vectors = task_vectors(pool)
         drawn = batches(needed(pool, "AdaMerging"), self.batch, self.seed, "coefficients")
         lam = vectors.coefficients(self.init, self.per)  # tensor task

@@ -9,7 +9,7 @@ from torch import Tensor
 from koinon.core import Paper, UserError
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import added, consensus, cut_below, cutoffs, each, share
+from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each, share
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Breadcrumbs(Blend):
     """Elect a sign for each element and drop the models that have another, as TIES does."""
     mean: bool = False
     """Take the mean of the models that are left for an element; otherwise their sum."""
+
+    @property
+    def passes(self) -> int:
+        """See `Blend.passes`."""
+        return 1 + LOOKS
 
     def measure(self, part: Part) -> list[tuple[float, float]]:
         """For each model the band of magnitudes: from the smallest one kept to the smallest outlier (not kept)."""

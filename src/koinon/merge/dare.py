@@ -64,6 +64,11 @@ class Dare(Blend):
     seed: int = 0
     """Start of the random streams."""
 
+    @property
+    def passes(self) -> int:
+        """See `Blend.passes`."""
+        return 2 if self.rescale == "mass" else 1
+
     def measure(self, part: Part) -> Found:
         """What each model's kept elements are multiplied with."""
         share(self.density, "density")

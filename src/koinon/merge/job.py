@@ -9,11 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from koinon.core import UserError
-from koinon.data.checkpoints import open_weights
 from koinon.merge._contract import Blend, Merge
 from koinon.merge._files import refuse_taken
-from koinon.merge._how import KINDS, How
-from koinon.merge._plan import names_of
+from koinon.merge._how import How
 from koinon.terminal import Told, untold
 
 
@@ -49,6 +47,9 @@ class Job:
         _refuse_no_numbers(method)
         if not isinstance(method, Blend):
             return self._with_data(method)
+        if self.data or self.own:
+            word = "--data" if self.data else "--own"
+            raise UserError(f"{word}: {type(method).__name__} reads weights alone; it is for methods that look at data")
         if len(self.experts) == 1 and not method.needs_base:
             raise UserError(f"{self.experts[0]}: one model only; this method makes one of several")
         return self.how.stream(self.how.plan(self.base, self.experts, self.dtype), lambda name: method, self.out, told)
@@ -58,13 +59,27 @@ class Job:
 
         if self.base is None or not self.data or self.longest < 1:
             raise UserError(
-                f"{type(method).__name__} looks at data: give --base, and --data with a file for each model"
+                f"{type(method).__name__} looks at data: give --base, --data with a file for each model, and --longest "
+                "above 0 if at all"
             )
+        self.how.refuse_streaming(method)
         refuse_taken(self.out, [self.base, *self.experts])
-        named = dict(zip(names_of(self.experts), self.experts, strict=True))
-        pool = _hub.pool_of(self.base, named, self.data, self.own, self.longest)
-        stored = next(its.dtype for its in open_weights(self.base).specs.values() if its.dtype.is_floating_point)
-        return _hub.merge_models(method, pool, self.base, self.out, KINDS.get(self.dtype, stored))
+        found = self.how.plan(self.base, self.experts, self.dtype, self.own)
+        stored = found.out[found.merged[0]].dtype
+        texts = _hub.read_all(self.data, tuple(found.paths))
+        if self.how.dry_run:
+            return {
+                "out": str(self.out),
+                "method": repr(method),
+                "models": {name: str(path) for name, path in found.paths.items()},
+                "base": str(self.base),
+                "texts": {name: len(its) for name, its in texts.items()},
+                "tensors": {"merged": len(found.merged), "each model's own or copied": len(found.copied)},
+                "memory": f"more than {found.numbers * 4 / 1e6:.0f} MB, as all models are held in float32",
+            }
+        pool = _hub.pool_of(self.base, found.paths, texts, self.own, self.longest)
+        manifest = _hub.manifest_of(method, found, self.data)
+        return _hub.merge_models(method, pool, self.base, self.out, stored, manifest)
 
 
 @dataclass(frozen=True)

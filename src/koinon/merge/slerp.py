@@ -29,6 +29,11 @@ class Slerp(Blend):
     t: float = 0.5
     """Where on the arc: 0 is the first model, 1 the second."""
 
+    @property
+    def passes(self) -> int:
+        """See `Blend.passes`."""
+        return 2
+
     def measure(self, part: Part) -> tuple[float, float]:
         """sin((1 - t) omega) / sin(omega) and sin(t omega) / sin(omega), with omega the angle between the tensors."""
         if len(part.models) != 2:

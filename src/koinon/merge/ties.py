@@ -13,7 +13,7 @@ from torch import Tensor
 from koinon.core import Paper
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import added, consensus, cut_below, cutoffs, each, kept, share
+from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each, kept, share
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Ties(Blend):
     def measures_whole(self) -> bool:
         """See `Blend.measures_whole`."""
         return self.scope != "tensor"
+
+    @property
+    def passes(self) -> int:
+        """See `Blend.passes`."""
+        return 1 if all(its == 1 for its in self.density) else 1 + LOOKS
 
     def measure(self, part: Part) -> list[float]:
         """1. Trim: for each model the smallest magnitude that is kept."""
