@@ -1,6 +1,8 @@
 """The adapter over Hugging Face's language models: parts by structure, scores by characters, and nothing changed."""
 
 import copy
+import json
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -446,6 +448,65 @@ def test_a_folder_is_read_as_it_was_written(lm, tmp_path):
     with pytest.raises(UserError, match="there already"):
         write(lm.model, lm.tokenizer, tmp_path / "model")
     assert [its.name for its in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gptj", "falcon", "mixtral"])
+def test_a_copy_has_the_same_fingerprint(kind, tokenizer, tmp_path):
+    """Also with its input and output tied, read again in another place, and after it was used."""
+    sizes = (WHERE[kind][0] if kind in WHERE else GROUPED) | {"tie_word_embeddings": True}
+    model = tiny(kind, tokenizer, sizes)
+    lm = LM.of(model, tokenizer)
+    assert LM(sharing(model), copy.deepcopy(tokenizer)).fingerprint == lm.fingerprint
+    write(model, tokenizer, tmp_path / "one")
+    again = LM.load(tmp_path / "one")
+    again.tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
+    again.model.config.use_cache = False
+    again.model.config.pad_token_id = 3
+    write(again.model, again.tokenizer, tmp_path / "two")
+    assert lm.fingerprint == again.fingerprint == LM.load(tmp_path / "two").fingerprint
+
+
+def test_a_half_precise_copy_has_the_same_fingerprint(tokenizer, tmp_path):
+    """Its angles are half as precise in memory, and computed anew where it is read."""
+    model = tiny("llama", tokenizer).to(torch.bfloat16)
+    write(model, tokenizer, tmp_path / "lm")
+    assert LM.load(tmp_path / "lm").fingerprint == LM.of(model, tokenizer).fingerprint
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+)
+def test_equal_values_that_are_computed_with_otherwise_are_another_model(changed, tokenizer, tmp_path):
+    model = tiny("llama", tokenizer)
+    write(model, tokenizer, tmp_path / "lm")
+    file = tmp_path / "lm" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    lm, other = LM.of(model, tokenizer), LM.load(tmp_path / "lm")
+    assert all(torch.equal(its, other.model.get_parameter(name)) for name, its in model.named_parameters())
+    assert other.score(TEXTS, ["Yes"] * 3) != lm.score(TEXTS, ["Yes"] * 3)
+    assert other.fingerprint != lm.fingerprint
+    first, second = (second_moment(its, its.anatomy.block(1).falls, TEXTS, tmp_path / "cache") for its in (lm, other))
+    assert not torch.equal(first[0], second[0])
+
+
+def test_another_kind_buffer_or_tokenizer_is_another_model(tokenizer):
+    found = {LM.of(tiny(kind, tokenizer, GROUPED), tokenizer).fingerprint for kind in ("llama", "mistral")}
+    model = tiny("llama", tokenizer, GROUPED)
+    assert LM.of(model, tokenizer).fingerprint in found
+    found.add(LM.of(model, tokenizer_of(TEXTS[::-1], 280)).fingerprint)
+    model.model.rotary_emb.inv_freq.mul_(2)
+    found.add(LM.of(model, tokenizer).fingerprint)
+    model.register_buffer("scale", torch.tensor(2.0))
+    found.add(LM.of(model, tokenizer).fingerprint)
+    model.scale.add_(1e-6)
+    found.add(LM.of(model, tokenizer).fingerprint)
+    assert len(found) == 6
 
 
 def test_folders_that_are_no_models_are_named(tmp_path, tokenizer):
