@@ -367,7 +367,14 @@ def test_reading_tells_the_prompt_and_holds_it_while_decoding(lm):
     assert [first for first, _ in seen] == [True] + [False] * (len(seen) - 1)
     assert len(seen) == 4
     assert seen[0][1].sum(1).tolist() == watching.encode(["Lyon is", "Kyoto lies, they say, in"]).mask.sum(1).tolist()
+    seen.clear()
+    ids, mask = encoded.ids[:, :4].expand(2, -1), torch.tensor([[0, 1, 1, 1], [1] * 4])
+    for _ in range(2):  # without a cache the prompt stays what it was, and is forgotten then
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert [its.shape[1] for _, its in seen] == [4, 5, 6] * 2
+    assert all(torch.equal(its[:, :4], mask.bool()) and not its[:, 4:].any() for _, its in seen)
     copied = copy.deepcopy(model)
+    assert copied.generate.model is copied
     assert reading.reading_of(copied) is not watcher
     copied(input_ids=encoded.ids)
     assert reading.reading_of(copied).prompt.all()
