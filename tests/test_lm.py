@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from koinon.core import UserError
 from koinon.data.facts import Fact
-from koinon.lm import reading
+from koinon.lm import reading, tracing
 from koinon.lm.anatomy import anatomy, frozen, linears, sharing, with_values
 from koinon.lm.folders import write
 from koinon.lm.language import LM, joint, rewritten, watched
@@ -427,6 +427,27 @@ def test_mending_the_last_state_gives_the_clean_probability(lm):
     assert "".join(found.tokens[found.subject[0] : found.subject[1]]).strip() == "Lyon"
     before = found.effect[0, : found.subject[0]]
     assert not len(before) or before.abs().max() < 1e-6  # what noise did not reach need not be mended
+
+
+@pytest.mark.parametrize("what", ["state", "ffn", "attention"])
+def test_mending_every_state_gives_the_clean_probability(lm, what):
+    """Of states, the last layer's are enough; what parts add, and the noise itself, is mended by states alone."""
+    fact = Fact("Lyon", "France", "{} is a city in")
+    found = trace(lm, fact, what, samples=3, noise=5.0)
+    ids = lm.encode([fact.question]).ids
+    sites = [tracing._site(block, what) for block in lm.anatomy.blocks]
+    with watched({str(number): its for number, its in enumerate(sites)}) as seen, torch.no_grad():
+        answer = int(lm.model(input_ids=ids).logits[0, -1].argmax())
+    kept = {number: seen[str(number)].reshape(1, ids.shape[1], -1) for number in range(len(sites))}
+    noise = torch.randn(3, ids.shape[1], 32, generator=torch.Generator().manual_seed(0))
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(rewritten(lm.anatomy.embedding, lambda vectors: vectors + noise[..., : vectors.shape[-1]]))
+        broken = tracing._probability(lm, ids.expand(3, -1), answer)
+        for token in range(ids.shape[1]):
+            stack.enter_context(tracing._mended(sites, kept, range(len(sites)), token, 3))
+        mended = tracing._probability(lm, ids.expand(3, -1), answer)
+    assert abs(broken - found.clean) > 1e-3
+    assert (mended == pytest.approx(found.clean, abs=1e-6)) == (what == "state")
 
 
 def test_the_layer_is_the_one_that_knows(tokenizer):
