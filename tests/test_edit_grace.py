@@ -1,5 +1,6 @@
 """GRACE against its algorithm written out, and what makes it the system it is."""
 
+import copy
 import itertools
 
 import pytest
@@ -191,8 +192,29 @@ def test_what_is_generated_is_what_teacher_forcing_says(given, edited):
     longest = max(map(len, tokens))
     ids = torch.tensor([[given.lm._filling] * (longest - len(its)) + its for its in tokens])
     mask = torch.tensor([[0] * (longest - len(its)) + [1] * len(its) for its in tokens])
-    out = edited.lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
-    assert edited.lm.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True) == said
+    for named in ({}, {"use_cache": False}):
+        out = edited.lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **named)
+        assert edited.lm.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True) == said
+
+
+def test_without_a_cache_the_prompt_is_held_as_well(given, edited):
+    """Where the model itself says that it has none; in one text and several, in copies, and in a beam search."""
+    model = copy.deepcopy(edited.lm.model)
+    model.config.use_cache = model.generation_config.use_cache = False
+    lm = edited.lm.with_model(model)
+    prompts = [FACTS[0].question, FAR[0], FACTS[1].question]
+    assert lm.generate(prompts, 6) == edited.lm.generate(prompts, 6)
+    for prompt, fact in zip(prompts[::2], FACTS, strict=True):
+        assert lm.generate([prompt], 6)[0].startswith(f" {fact.object}")
+        ids = torch.tensor([given.lm.tokenizer(prompt)["input_ids"]])
+        beams = [
+            its.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, num_beams=3)
+            for its in (lm, edited.lm)
+        ]
+        assert torch.equal(*beams)
+        assert lm.tokenizer.decode(beams[0][0, ids.shape[1] :]).startswith(f" {fact.object}")
+    one, other = (its.score(prompts, ["Peru"] * 3) for its in (lm, edited.lm))
+    assert one == other  # no prompt is held on to
 
 
 def test_the_models_values_are_shared_and_unchanged(given, edited):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import made
 import numpy as np
@@ -21,7 +22,7 @@ from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened
 from koinon.edit._locate import ROLES, by_role
-from koinon.edit._measures import ASPECTS, WAYS, Measured, Remembered, answered, intervals, measure, perplexity
+from koinon.edit._measures import ASPECTS, WAYS, Measured, Remembered, answered, fluency, intervals, measure, perplexity
 from koinon.edit._scores import scored
 from koinon.edit.finetune import Finetune
 from koinon.edit.grace import Grace
@@ -29,7 +30,7 @@ from koinon.edit.job import Ask, Compare, Job, Locate, Undo, save
 from koinon.edit.job import load as load_edits
 from koinon.edit.rome import Rome
 from koinon.lm.folders import write
-from koinon.lm.language import LM
+from koinon.lm.language import LM, Said
 from koinon.lm.tracing import Trace
 
 STRONG = Finetune(layer=1, rate=5e-3, bound=0)
@@ -229,6 +230,101 @@ def test_teacher_forced_scores_are_those_of_easyedit():
         assert its.teacher == pytest.approx(expected, abs=1e-6)
         values.append(expected)
     assert len(set(values)) > 4, "the probes tell nothing apart"
+
+
+class Says:
+    """Says an answer to each prompt, and gives some chance to each name; whatever is asked, it is counted."""
+
+    def __init__(self, tokenizer, chances, default="nothing"):
+        self.tokenizer, self.chances, self.default, self.calls = tokenizer, chances, default, []
+
+    def score(self, prompts, answers):
+        """As `LM.score`."""
+        self.calls.append(list(answers))
+        found = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            says, known = self.chances.get(prompt, (self.default, {}))
+            tokens, best = (tuple(self.tokenizer(f" {its}")["input_ids"]) for its in (answer, says))
+            chance = math.log(known.get(answer, 0.01)) / len(tokens)
+            found.append(Said((chance,) * len(tokens), tokens, (*best, *[-1] * len(tokens))[: len(tokens)]))
+        return found
+
+
+def test_an_answer_counts_by_any_of_its_names():
+    """The best name's score; chances add up, but for the name that begins with another."""
+    tokenizer = tiny.small().lm.tokenizer
+    names = ("France", " ", "Gaul", "France", "France Italy")
+    chances = {"Rome fought": ("France", {"Gaul": 0.1, "France": 0.5, "France Italy": 0.3})}
+    before, after = Says(tokenizer, {}), Says(tokenizer, chances)
+    probes = [
+        Probe("Rome fought", "Gaul", "reliability", answers=names),
+        Probe("Rome fought", "Gaul", "reliability"),
+        Probe("Rome fought", "Gaul", "locality", answers=names),
+        Probe("Rome fought", "Spain", "portability", answers=("Peru", "France Peru")),
+    ]
+    by_names, plain, stays, halves = answered(before, after, probes)
+    assert after.calls == [["Gaul", "Gaul", "Gaul", "Spain"], ["France", "France Italy", "Peru", "France Peru"]]
+    assert (by_names.exact, by_names.teacher, by_names.sampled) == (1, 1, pytest.approx(0.6))
+    assert (plain.exact, plain.sampled) == (0, pytest.approx(0.1))
+    assert plain.teacher < 1
+    assert stays == replace(plain, probe=probes[2])
+    parts = [len(tokenizer(f" {its}")["input_ids"]) for its in ("France", "France Peru")]
+    assert (halves.exact, halves.teacher) == (0, parts[0] / parts[1])
+    assert (by_names.unedited.exact, by_names.unedited.sampled) == (0, pytest.approx(0.02))
+
+
+def test_an_edit_that_does_what_it_should_scores_one_everywhere():
+    """Behind the model's own, right, answers to what must stay; without it portability is the model's accuracy."""
+    lm = tiny.small().lm
+    hops = [Probe(its.question, its.object, "portability") for its in tiny.OTHERS[4:]]
+    hops.append(Probe("Lyon and", "Kyoto", "portability"))
+    whole = [replace(its, probes=(*its.probes, *hops)) for its in cases()]
+    right = {
+        its.prompt: (its.answer, {its.answer: 1.0})
+        for case in whole
+        for aspect in ("reliability", "generality", "portability")
+        for its in case.of(aspect)
+    }
+
+    class Oracle(Says):
+        def score(self, prompts, answers):
+            """What the model says, where no answer is known."""
+            mine, base = super().score(prompts, answers), lm.score(prompts, answers)
+            return [one if its in self.chances else other for its, one, other in zip(prompts, mine, base, strict=True)]
+
+    found = measure(lm, Oracle(lm.tokenizer, right), whole)
+    for how in WAYS:
+        assert {aspect: its.mean for aspect, its in intervals(found, how).items()} == pytest.approx(
+            dict.fromkeys(ASPECTS, 1.0)
+        )
+    texts = [its[: len(hop.answer) + 1] for its, hop in zip(lm.generate([its.prompt for its in hops], 20), hops)]
+    accuracy = np.mean([text == f" {hop.answer}" for text, hop in zip(texts, hops, strict=True)])
+    assert 0 < accuracy < 1
+    plain = measure(lm, lm, whole)
+    assert all(its.score("portability") == pytest.approx(accuracy) and its.score("locality") == 1 for its in plain)
+
+
+def entropy(tokens, size):
+    """In bits, of runs of words."""
+    runs = [tuple(tokens[place : place + size]) for place in range(len(tokens) - size + 1)]
+    shares = [runs.count(its) / len(runs) for its in set(runs)]
+    return -sum(share * math.log2(share) for share in shares)
+
+
+def test_fluency_is_the_entropy_of_words_and_marks():
+    for text, words in {
+        "Paris. Paris, Paris.": ["Paris", ".", "Paris", ",", "Paris", "."],
+        "It's 3.5 well-known (so-called) Höfe; isn't it?": (
+            ["It", "'s", "3.5", "well-known", "(", "so-called", ")", "Höfe", ";", "isn", "'t", "it", "?"]
+        ),
+        "the cat saw the cat and the dog": ["the", "cat", "saw", "the", "cat", "and", "the", "dog"],
+    }.items():
+        expected = (2 / 3 * entropy(words, 2) + 4 / 3 * entropy(words, 3)) / 2
+        assert fluency([text]) == pytest.approx(expected)
+    two, three = -(0.4 * math.log2(0.4) + 0.6 * math.log2(0.2)), 2.0  # four pairs, one of them twice; four triples
+    assert fluency(["Paris. Paris, Paris."]) == pytest.approx((2 / 3 * two + 4 / 3 * three) / 2)
+    assert fluency(["Paris " * 50]) == fluency(["", "."]) == fluency([]) == 0
+    assert fluency(["a b a c", "a a a"]) == pytest.approx(fluency(["a b a c"]) / 2)
 
 
 def test_scores_before_intervals_and_what_changed():

@@ -360,8 +360,17 @@ def test_the_route_is_frozen_while_a_text_grows(given, edited):
     longest = max(map(len, tokens))
     ids = torch.tensor([[given.lm._filling] * (longest - len(its)) + its for its in tokens])
     mask = torch.tensor([[0] * (longest - len(its)) + [1] * len(its) for its in tokens])
-    out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    assert lm.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True) == whose
+    for named in ({}, {"use_cache": False}):
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, **named)
+        assert lm.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True) == whose
+    # Beams of one prompt are routed as it is, with padding and in any order.
+    for named in ({}, {"use_cache": False}):
+        out = lm.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, num_beams=3, **named)
+        for place, route in enumerate(routes):
+            its, one = tuned if route == 0 else given.lm, slice(place, place + 1)
+            alone = its.model.generate(input_ids=ids[one], attention_mask=mask[one], max_new_tokens=8, num_beams=3)
+            left, right = (lm.tokenizer.decode(row, skip_special_tokens=True) for row in (out[place], alone[0]))
+            assert left == right
     # What is generated would be routed otherwise if it were asked, so that freezing matters.
     grown = [f"{prompt}{text}" for prompt, text in zip(MIXED, whose)]
     assert patch.route(given.lm, grown) != routes

@@ -1,6 +1,8 @@
 """The adapter over Hugging Face's language models: parts by structure, scores by characters, and nothing changed."""
 
 import copy
+import json
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from koinon.core import UserError
 from koinon.data.facts import Fact
-from koinon.lm import reading
+from koinon.lm import reading, tracing
 from koinon.lm.anatomy import anatomy, frozen, linears, sharing, with_values
 from koinon.lm.folders import write
 from koinon.lm.language import LM, joint, rewritten, watched
@@ -365,7 +367,14 @@ def test_reading_tells_the_prompt_and_holds_it_while_decoding(lm):
     assert [first for first, _ in seen] == [True] + [False] * (len(seen) - 1)
     assert len(seen) == 4
     assert seen[0][1].sum(1).tolist() == watching.encode(["Lyon is", "Kyoto lies, they say, in"]).mask.sum(1).tolist()
+    seen.clear()
+    ids, mask = encoded.ids[:, :4].expand(2, -1), torch.tensor([[0, 1, 1, 1], [1] * 4])
+    for _ in range(2):  # without a cache the prompt stays what it was, and is forgotten then
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert [its.shape[1] for _, its in seen] == [4, 5, 6] * 2
+    assert all(torch.equal(its[:, :4], mask.bool()) and not its[:, 4:].any() for _, its in seen)
     copied = copy.deepcopy(model)
+    assert copied.generate.model is copied
     assert reading.reading_of(copied) is not watcher
     copied(input_ids=encoded.ids)
     assert reading.reading_of(copied).prompt.all()
@@ -420,6 +429,27 @@ def test_mending_the_last_state_gives_the_clean_probability(lm):
     assert not len(before) or before.abs().max() < 1e-6  # what noise did not reach need not be mended
 
 
+@pytest.mark.parametrize("what", ["state", "ffn", "attention"])
+def test_mending_every_state_gives_the_clean_probability(lm, what):
+    """Of states, the last layer's are enough; what parts add, and the noise itself, is mended by states alone."""
+    fact = Fact("Lyon", "France", "{} is a city in")
+    found = trace(lm, fact, what, samples=3, noise=5.0)
+    ids = lm.encode([fact.question]).ids
+    sites = [tracing._site(block, what) for block in lm.anatomy.blocks]
+    with watched({str(number): its for number, its in enumerate(sites)}) as seen, torch.no_grad():
+        answer = int(lm.model(input_ids=ids).logits[0, -1].argmax())
+    kept = {number: seen[str(number)].reshape(1, ids.shape[1], -1) for number in range(len(sites))}
+    noise = torch.randn(3, ids.shape[1], 32, generator=torch.Generator().manual_seed(0))
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(rewritten(lm.anatomy.embedding, lambda vectors: vectors + noise[..., : vectors.shape[-1]]))
+        broken = tracing._probability(lm, ids.expand(3, -1), answer)
+        for token in range(ids.shape[1]):
+            stack.enter_context(tracing._mended(sites, kept, range(len(sites)), token, 3))
+        mended = tracing._probability(lm, ids.expand(3, -1), answer)
+    assert abs(broken - found.clean) > 1e-3
+    assert (mended == pytest.approx(found.clean, abs=1e-6)) == (what == "state")
+
+
 def test_the_layer_is_the_one_that_knows(tokenizer):
     """In two architectures: if only one layer's FFN says anything, tracing finds it."""
     for kind in ("llama", "gpt2"):
@@ -446,6 +476,65 @@ def test_a_folder_is_read_as_it_was_written(lm, tmp_path):
     with pytest.raises(UserError, match="there already"):
         write(lm.model, lm.tokenizer, tmp_path / "model")
     assert [its.name for its in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gptj", "falcon", "mixtral"])
+def test_a_copy_has_the_same_fingerprint(kind, tokenizer, tmp_path):
+    """Also with its input and output tied, read again in another place, and after it was used."""
+    sizes = (WHERE[kind][0] if kind in WHERE else GROUPED) | {"tie_word_embeddings": True}
+    model = tiny(kind, tokenizer, sizes)
+    lm = LM.of(model, tokenizer)
+    assert LM(sharing(model), copy.deepcopy(tokenizer)).fingerprint == lm.fingerprint
+    write(model, tokenizer, tmp_path / "one")
+    again = LM.load(tmp_path / "one")
+    again.tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
+    again.model.config.use_cache = False
+    again.model.config.pad_token_id = 3
+    write(again.model, again.tokenizer, tmp_path / "two")
+    assert lm.fingerprint == again.fingerprint == LM.load(tmp_path / "two").fingerprint
+
+
+def test_a_half_precise_copy_has_the_same_fingerprint(tokenizer, tmp_path):
+    """Its angles are half as precise in memory, and computed anew where it is read."""
+    model = tiny("llama", tokenizer).to(torch.bfloat16)
+    write(model, tokenizer, tmp_path / "lm")
+    assert LM.load(tmp_path / "lm").fingerprint == LM.of(model, tokenizer).fingerprint
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+)
+def test_equal_values_that_are_computed_with_otherwise_are_another_model(changed, tokenizer, tmp_path):
+    model = tiny("llama", tokenizer)
+    write(model, tokenizer, tmp_path / "lm")
+    file = tmp_path / "lm" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    lm, other = LM.of(model, tokenizer), LM.load(tmp_path / "lm")
+    assert all(torch.equal(its, other.model.get_parameter(name)) for name, its in model.named_parameters())
+    assert other.score(TEXTS, ["Yes"] * 3) != lm.score(TEXTS, ["Yes"] * 3)
+    assert other.fingerprint != lm.fingerprint
+    first, second = (second_moment(its, its.anatomy.block(1).falls, TEXTS, tmp_path / "cache") for its in (lm, other))
+    assert not torch.equal(first[0], second[0])
+
+
+def test_another_kind_buffer_or_tokenizer_is_another_model(tokenizer):
+    found = {LM.of(tiny(kind, tokenizer, GROUPED), tokenizer).fingerprint for kind in ("llama", "mistral")}
+    model = tiny("llama", tokenizer, GROUPED)
+    assert LM.of(model, tokenizer).fingerprint in found
+    found.add(LM.of(model, tokenizer_of(TEXTS[::-1], 280)).fingerprint)
+    model.model.rotary_emb.inv_freq.mul_(2)
+    found.add(LM.of(model, tokenizer).fingerprint)
+    model.register_buffer("scale", torch.tensor(2.0))
+    found.add(LM.of(model, tokenizer).fingerprint)
+    model.scale.add_(1e-6)
+    found.add(LM.of(model, tokenizer).fingerprint)
+    assert len(found) == 6
 
 
 def test_folders_that_are_no_models_are_named(tmp_path, tokenizer):

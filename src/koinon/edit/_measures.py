@@ -1,6 +1,7 @@
 """What an edit did: reliability, generality, locality, portability and fluency, measured in one place for everyone."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,22 +18,29 @@ WAYS = ("exact", "teacher", "sampled")
 """How an answer is looked at, see `Answered`."""
 RESAMPLINGS = 1000
 """Of the cases, for intervals."""
+WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:-\w+)*|'\w+|[^\w\s]")
+"""A number, a word (what follows its apostrophe is another), or a punctuation mark."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One probe before and after."""
+    """One probe before and after. What is right may have several names, which are compared token by token as written.
+
+    Of locality the first name alone counts: what is compared is what the model says in its place.
+    """
 
     probe: Probe
     before: Said
     """By the model without the edits."""
     after: Said
     """By the edited model."""
+    others: tuple[tuple[Said, Said], ...] = ()
+    """Before and after of each other name of the answer."""
 
     @property
     def unedited(self) -> "Answered":
         """The model without the edits in both places."""
-        return replace(self, after=self.before)
+        return replace(self, after=self.before, others=tuple((before, before) for before, _ in self.others))
 
     @property
     def changed(self) -> bool:
@@ -43,24 +51,41 @@ class Answered:
     def teacher(self) -> float:
         """EasyEdit's score: the share of the answer's tokens that are the likeliest behind the right ones before them.
 
-        Of locality: the share of the answer's places where the likeliest token is the one it was before.
+        Of several names, the best one's. Of locality: the share of the answer's places where the likeliest token is the
+        one it was before.
         """
         if self.probe.aspect != "locality":
-            return self.after.hits
+            return max(its.hits for its in self._names)
         return sum(a == b for a, b in zip(self.before.best, self.after.best)) / len(self.after.best)
 
     @property
     def exact(self) -> float:
-        """Whether greedy decoding says the whole answer; of locality, whether no token of it changed."""
-        return float(self.after.exact if self.probe.aspect != "locality" else self.before.best == self.after.best)
+        """Whether greedy decoding says the whole answer, by any name; of locality, whether no token of it changed."""
+        if self.probe.aspect != "locality":
+            return float(any(its.exact for its in self._names))
+        return float(self.before.best == self.after.best)
 
     @property
     def sampled(self) -> float:
-        """How often an answer drawn from the model is this one; of locality, how much is left of how often it was."""
-        now = math.exp(self.after.logprob)
+        """How often an answer drawn from the model is right; of locality, how much is left of how often it was.
+
+        Names add up, but for one that begins with another: whoever says it has said that one.
+        """
         if self.probe.aspect != "locality":
-            return now
-        return min(1.0, now / max(math.exp(self.before.logprob), 1e-30))
+            return _chance(self._names)
+        return min(1.0, _chance([self.after]) / max(_chance([self.before]), 1e-30))
+
+    @property
+    def _names(self) -> list[Said]:
+        return [self.after, *(after for _, after in self.others)]
+
+
+def _chance(names: Sequence[Said]) -> float:
+    total, last = 0.0, None
+    for its in sorted(names, key=lambda name: name.tokens):  # one that begins with another comes right behind it
+        if last is None or its.tokens[: len(last)] != last:
+            total, last = total + math.exp(its.logprob), its.tokens
+    return total
 
 
 class Remembered:
@@ -79,10 +104,24 @@ class Remembered:
 
 
 def answered(before: LM | Remembered, after: LM, probes: Sequence[Probe]) -> list[Answered]:
-    """Every probe asked of both."""
+    """Every probe asked of both; then, by the other names of what is right, those that have some."""
     prompts, answers = [probe.prompt for probe in probes], [probe.answer for probe in probes]
-    said = before.score(prompts, answers), after.score(prompts, answers)
-    return [Answered(*its) for its in zip(probes, *said, strict=True)]
+    first, then = before.score(prompts, answers), after.score(prompts, answers)
+    names = [_others(probe) for probe in probes]
+    prompts = [probe.prompt for probe, its in zip(probes, names, strict=True) for _ in its]
+    answers = [name for its in names for name in its]
+    others = zip(before.score(prompts, answers), after.score(prompts, answers), strict=True) if prompts else iter(())
+    return [
+        Answered(probe, old, new, tuple(next(others) for _ in its))
+        for probe, old, new, its in zip(probes, first, then, names, strict=True)
+    ]
+
+
+def _others(probe: Probe) -> list[str]:
+    if probe.aspect == "locality":
+        return []
+    names = dict.fromkeys(its.strip() for its in probe.answers)
+    return [its for its in names if its and its != probe.answer.strip()]
 
 
 @dataclass(frozen=True)
@@ -148,13 +187,16 @@ def perplexity(lm: LM, prompts: Sequence[str], texts: Sequence[str]) -> float:
 
 
 def fluency(texts: Sequence[str]) -> float:
-    """Weighted entropy of pairs and triples of words, in bits, as KnowEdit has it; repeating oneself is 0.
+    """Weighted entropy of pairs and triples of words, in bits, as KnowEdit has it; repeating one word is 0.
+
+    Punctuation marks are words of their own, as NLTK's, which KnowEdit takes, sets them apart.
 
     Args:
         texts: what a model said; the mean over them is given.
     """
     found = [
-        sum(weight * _entropy(text.split(), size) for size, weight in ((2, 2 / 3), (3, 4 / 3))) / 2 for text in texts
+        sum(weight * _entropy(WORD.findall(text), size) for size, weight in ((2, 2 / 3), (3, 4 / 3))) / 2
+        for text in texts
     ]
     return sum(found) / len(found) if found else 0.0
 

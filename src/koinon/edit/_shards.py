@@ -64,7 +64,8 @@ def scale_of(lm: LM, projection: Projection, texts: Sequence[str], balanced: boo
     norms, gains = [], []
     weight = projection.weight.float()
     for part in lm._batches(lm.encode(list(texts[:SAMPLE]))):
-        into = lm.seen({"it": projection.module}, part, "in")["it"][part.mask].float()
+        seen = lm.seen({"it": projection.module}, part, "in")["it"]
+        into = seen[part.mask.to(seen.device)].float()
         norms.append((into @ weight.T).norm(dim=-1))
         gains.append(norms[-1] / into.norm(dim=-1))
     norm, gain = (float(torch.cat(its).median()) for its in (norms, gains))
@@ -84,7 +85,8 @@ class Prompts:
         if not prompts:
             return None
         encoded = lm.encode(list(prompts))
-        return cls(lm.seen({"it": projection.module}, encoded, "in")["it"], encoded.mask)
+        into = lm.seen({"it": projection.module}, encoded, "in")["it"]
+        return cls(into, encoded.mask.to(into.device))
 
 
 @dataclass(frozen=True)

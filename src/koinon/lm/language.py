@@ -1,6 +1,5 @@
 """A language model with its tokenizer: what it says to a prompt, how likely it finds an answer, what goes on inside."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from koinon.core import UserError
 from koinon.lm.anatomy import Anatomy, anatomy, frozen
-from koinon.lm.places import said_at
+from koinon.lm.fingerprints import fingerprint
+from koinon.lm.places import at, said_at
 from koinon.lm.reading import reading_of
 from koinon.nn.params import stream
 
@@ -156,12 +156,8 @@ class LM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of its parameters' names, types and values."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Of all that it computes with, and of its tokenizer; see `koinon.lm.fingerprints`."""
+        return fingerprint(self.model, self.tokenizer)
 
     def with_model(self, model: nn.Module) -> "LM":
         """The same tokenizer and router with another model."""
@@ -250,7 +246,7 @@ class LM:
         for numbers, part in self._by_length(self.encode(prompts, answers)):
             row, column = part.answer[:, 1:].nonzero(as_tuple=True)  # places just before the answers' tokens
             sure = self._said_at(part.needed, row, column).float().log_softmax(-1)
-            due = part.ids[row, column + 1]
+            due = part.ids[row, column + 1].to(sure.device)
             said = sure.gather(1, due[:, None])[:, 0].tolist(), due.tolist(), sure.argmax(-1).tolist()
             ends = row.bincount(minlength=len(numbers)).cumsum(0).tolist()
             for number, start, end in zip(numbers.tolist(), (0, *ends), ends):
@@ -261,7 +257,7 @@ class LM:
         try:
             anatomy = self.anatomy
         except UserError:  # such as layers with several experts: all of it, then
-            return self.logits(read)[rows, columns]
+            return at(self.logits(read), rows, columns)
         return said_at(anatomy, rows, columns, partial(self.logits, read))
 
     @torch.no_grad()

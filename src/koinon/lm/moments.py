@@ -44,7 +44,7 @@ def second_moment(
     total, count = torch.zeros(into, into, dtype=torch.float64), 0
     for part in lm._batches(lm.encode([_cut(lm, text) for text in texts])):
         seen = lm.seen({"keys": projection.module}, part, "in")["keys"]
-        keys = seen[part.mask].to(torch.float64).cpu()
+        keys = seen[part.mask.to(seen.device)].to(torch.float64).cpu()
         total += keys.T @ keys
         count += len(keys)
     found = total / max(count, 1)

@@ -27,7 +27,7 @@ def said_at(
         but: if it is in the last block, that block computes all; as it does if somebody has hooks there.
     """
     if _hooked(anatomy.head):
-        return call()[rows, columns]
+        return at(call(), rows, columns)
     taken: list[Size] = []
     handle = anatomy.head.register_forward_pre_hook(_taking(rows, columns, taken))
     try:
@@ -35,7 +35,7 @@ def said_at(
             logits = call()
     finally:
         handle.remove()
-    return logits.squeeze(0) if taken else logits[rows, columns]
+    return logits.squeeze(0) if taken else at(logits, rows, columns)
 
 
 @contextmanager
@@ -56,6 +56,13 @@ def last_block_at(
             handle.remove()
 
 
+def at(
+    vectors: Float[Tensor, "text time width"], rows: Int64[Tensor, " place"], columns: Int64[Tensor, " place"]
+) -> Float[Tensor, "place width"]:
+    """The vectors of [text, time, width] at some places, which may be told on another device."""
+    return vectors[rows.to(vectors.device), columns.to(vectors.device)]
+
+
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
@@ -65,7 +72,8 @@ def _narrowed(starts: Sequence[nn.Module], end: nn.Module, rows: Tensor, columns
     taken: list[Size] = []
 
     def widen(module: nn.Module, given: tuple, out: Tensor) -> Tensor | None:
-        return out.new_zeros(*taken[0], out.shape[-1]).index_put((rows, columns), out[0]) if taken else None
+        places = rows.to(out.device), columns.to(out.device)
+        return out.new_zeros(*taken[0], out.shape[-1]).index_put(places, out[0]) if taken else None
 
     take = _taking(rows, columns, taken)
     return [*(its.register_forward_pre_hook(take) for its in starts), end.register_forward_hook(widen)]
@@ -76,6 +84,6 @@ def _taking(rows: Tensor, columns: Tensor, taken: list[Size]) -> Callable[[nn.Mo
         if given[0].ndim != 3:  # the texts are in one row here: all of it, then
             return None
         taken.append(given[0].shape[:2])
-        return given[0][rows, columns][None], *given[1:]
+        return at(given[0], rows, columns)[None], *given[1:]
 
     return take
