@@ -70,12 +70,21 @@ class Anatomy:
     """The last normalisation before the head, outside all blocks."""
     head: nn.Module
     """Vectors to logits; its weight may be the embedding's."""
+    narrows: nn.Module | None = None
+    """What takes the blocks' vectors to the head's width, behind the normalisation, if that is another (OPT-350M's)."""
 
     def block(self, number: int) -> Block:
         """A block by its number, from 0; a negative one counts from the end."""
         if not -len(self.blocks) <= number < len(self.blocks):
             raise UserError(f"layer {number}: this model has {len(self.blocks)}, from 0 to {len(self.blocks) - 1}")
         return self.blocks[number]
+
+    def word(self, token: int) -> Float[Tensor, " width"]:
+        """The head's row of a token, as it reads what comes out of the blocks."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        row = weight.detach()[token].float()
+        return row if self.narrows is None else row @ self.narrows.weight.float()  # type: ignore[operator]
 
     def at(self, depth: float) -> int:
         """The number of the block at a share of the depth, from 0 to 1."""
@@ -97,7 +106,10 @@ def anatomy(model: nn.Module) -> Anatomy:
     blocks = tuple(_block(f"{name}.{number}", module, width) for number, module in enumerate(stack))
     inside = {id(module) for block in stack for module in block.modules()}
     norms = [its for its in model.modules() if id(its) not in inside and _is_norm(its, width)]
-    return Anatomy(width, embedding, blocks, norms[-1] if norms else None, head)
+    narrow = (head.weight.shape[1], width)
+    between = [its for its in model.modules() if id(its) not in inside and its is not head and _shape(its) == narrow]
+    narrows = between[-1] if between and narrow[0] != width else None
+    return Anatomy(width, embedding, blocks, norms[-1] if norms else None, head, narrows)
 
 
 def linears(model: nn.Module, patterns: tuple[str, ...]) -> list[Projection]:
