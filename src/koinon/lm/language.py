@@ -22,6 +22,9 @@ from koinon.nn.params import stream
 BATCH = 4096
 """Tokens in one pass, padding included, unless a single text is longer."""
 
+PLACES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""What configurations call the number of a model's places."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -147,7 +150,8 @@ class LM:
     @property
     def limit(self) -> float:
         """How many tokens a text may have; infinite where the model does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        said = (getattr(self.model.config, name, None) for name in PLACES)
+        return next((its for its in said if its), math.inf)
 
     @property
     def device(self) -> torch.device:
