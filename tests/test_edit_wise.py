@@ -63,6 +63,13 @@ def with_levels(patch: SideMemory, *levels: float) -> SideMemory:
     return replace(patch, sides=tuple(sides), asking=replace(patch.asking, ratio=1.0, quantile=0.0))
 
 
+def excited(given, side: Side, facts) -> list[float]:
+    """How much the questions of facts excite a memory as it is."""
+    falls = given.lm.anatomy.block(1).falls.module
+    into = [given.lm.seen({"it": falls}, given.lm.encode([fact.question]), "in")["it"][0] for fact in facts]
+    return [oracle.excitement(its, side.delta) for its in into]
+
+
 def drawn(*shape, seed=0):
     return torch.randn(shape, generator=stream(seed, "drawn", *shape))
 
@@ -184,7 +191,7 @@ def test_nothing_moves_outside_the_union_of_masks(given):
         patch = learnt(given, replace(QUICK, shard=2, shards=2, retrieve=retrieve), FIVE).patch
         masks = Masks((32, 64), QUICK.share, "random", QUICK.seed)
         union = masks.of(0) | masks.of(1) | masks.of(2)
-        for side in patch.kept:
+        for side in patch.kept(given.lm):
             assert not bool(side.delta[~union].any())
             assert float(side.delta.abs().max()) <= QUICK.bound + 1e-6
         own = masks.of(2)
@@ -198,10 +205,10 @@ def test_nothing_moves_outside_the_union_of_masks(given):
 def test_shards_are_filled_merged_and_kept_apart(given):
     apart = learnt(given, replace(QUICK, shard=1, shards=2), FIVE).patch
     assert [(its.steps, its.shard) for its in apart.sides] == [((0, 1), MERGED), ((2, 3), MERGED), ((4,), 4)]
-    assert apart.kept == apart.sides
+    assert apart.kept(given.lm) == apart.sides
     one = learnt(given, replace(QUICK, shard=1, shards=2, retrieve=False), FIVE).patch
     assert [(its.steps, its.shard) for its in one.sides] == [((0, 1, 2, 3), MERGED), ((4,), 4)]
-    assert [its.steps for its in one.kept] == [(0, 1, 2, 3, 4)]
+    assert [its.steps for its in one.kept(given.lm)] == [(0, 1, 2, 3, 4)]
     open_ = learnt(given, replace(QUICK, shard=3, shards=2), FIVE).patch
     assert [(its.steps, its.shard) for its in open_.sides] == [((0, 1, 2), 0), ((3, 4), 1)]
 
@@ -212,26 +219,50 @@ def test_a_merged_memory_is_ties_of_its_shards(given):
     for number, side in enumerate(apart):
         both = [its.delta for its in shards[2 * number : 2 * number + 2]]
         torch.testing.assert_close(side.delta, oracle.ties(both, [0.5, 0.5], 0.3))
-        assert side.scores == (shards[2 * number].scores[0], shards[2 * number + 1].scores[0])
+        assert side.scores == pytest.approx(excited(given, side, FIVE[2 * number : 2 * number + 2]), rel=1e-4)
     (one,) = learnt(given, replace(QUICK, shard=1, shards=2, trim=0.3, retrieve=False), FIVE[:4]).patch.sides
     vectors = [oracle.ties([its.delta for its in shards[:2]], [0.5, 0.5], 0.3), *[its.delta for its in shards[2:]]]
     torch.testing.assert_close(one.delta, oracle.ties(vectors, [0.6, 0.2, 0.2], 0.3))
+    assert one.scores == pytest.approx(excited(given, one, FIVE[:4]), rel=1e-4)
+
+
+@pytest.mark.parametrize("retrieve", [True, False])
+@pytest.mark.parametrize("shards", [2, 4, 9])
+def test_merged_memories_fire_for_all_their_edits(given, retrieve, shards):
+    """Also where shards that are not full yet are merged as they are asked, and when a part is taken away."""
+    edited = learnt(given, replace(QUICK, shard=1, shards=shards, retrieve=retrieve), FIVE[:4])
+    patch = edited.patch
+    assert min(patch.route(given.lm, patch.questions)) >= 0
+    for side in patch.kept(given.lm):
+        assert side.firing(patch.asking) == len(side.steps)
+        facts = [FIVE[step] for step in side.steps]
+        assert side.scores == pytest.approx(excited(given, side, facts), rel=1e-4)
+        assert side.level(patch.asking) == pytest.approx(0.88 * min(side.scores))
+    if not retrieve and shards == 9:
+        (fewer,) = edited.undo(1).patch.kept(given.lm)
+        assert fewer.scores == pytest.approx(excited(given, fewer, FIVE[:3]), rel=1e-4)
+
+
+def test_edits_that_merging_silences_are_counted(given):
+    """The highest quantile is the level: one edit is beyond 0.99 of it."""
+    with pytest.warns(UserWarning, match="merged, 1 of 2 edits still fire"):
+        replace(QUICK, shard=1, shards=2, quantile=1.0, ratio=0.99).edit(given.lm, FACTS, given.material)
 
 
 def test_merging_linearly_is_the_mean_of_the_shards():
     sides = [Side(drawn(3, 4, seed=number), (1.0,), (number,), number) for number in range(4)]
     mean = torch.stack([its.delta for its in sides]).mean(0)
-    torch.testing.assert_close(replace(ASKING, trim=1.0, elect=False).merged(sides).delta, mean)
-    assert not torch.allclose(ASKING.merged(sides).delta, mean)
+    torch.testing.assert_close(replace(ASKING, trim=1.0, elect=False).merged(sides), mean)
+    assert not torch.allclose(ASKING.merged(sides), mean)
 
 
 @pytest.mark.parametrize("elect", [True, False])
 def test_merging_one_shard_or_nothing(elect):
     asking = replace(ASKING, elect=elect, trim=1.0)
     side = Side(drawn(3, 4), (1.0,), (0,), 0)
-    assert torch.equal(asking.merged([side]).delta, side.delta)
+    assert torch.equal(asking.merged([side]), side.delta)
     zeros = [Side(torch.zeros(3, 4), (1.0,), (number,), number) for number in range(2)]
-    assert not bool(asking.merged(zeros).delta.any())
+    assert not bool(asking.merged(zeros).any())
 
 
 def test_a_later_shard_starts_from_the_model_and_the_same_one_goes_on(given):

@@ -54,6 +54,11 @@ def made(name: str) -> LM:
         "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config(**size)),
         "neox": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**size, intermediate_size=64)),
         "opt": (transformers.OPTForCausalLM, transformers.OPTConfig(**size, ffn_dim=64, word_embed_proj_dim=32)),
+        "opt-350m": (  # narrow words, and normalisation behind each part of a block
+            transformers.OPTForCausalLM,
+            transformers.OPTConfig(**size, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False),
+        ),
+        "opt-narrow": (transformers.OPTForCausalLM, transformers.OPTConfig(**size, ffn_dim=64, word_embed_proj_dim=16)),
         "gemma2": (
             transformers.Gemma2ForCausalLM,
             transformers.Gemma2Config(**size, **grouped, head_dim=8, sliding_window=8),

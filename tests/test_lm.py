@@ -4,6 +4,7 @@ import copy
 import json
 from contextlib import ExitStack
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -88,6 +89,34 @@ def test_parts_are_found_by_structure(kind, tokenizer):
     assert block.falls.turned == (kind == "gpt2")
     assert found.norm is not None
     assert found.head is model.get_output_embeddings()
+
+
+TWICE = {
+    "phi3": GATED | {"num_key_value_heads": 2, "pad_token_id": 0},
+    "falcon": NEW | {"new_decoder_architecture": True, "num_kv_heads": 2},
+}
+"""Queries, keys and values in one that is just twice as wide as what comes back, as gate and value are."""
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_attention_twice_as_wide_is_no_ffn(kind, tokenizer):
+    _, rises, falls, attends = WHERE[kind]
+    block = anatomy(tiny(kind, tokenizer, TWICE[kind])).block(1)
+    found = [its.name.removeprefix(f"{block.name}.") for its in (*block.rises, block.falls, block.attends)]
+    assert found == [*rises, falls, attends]
+
+
+def test_adapters_are_seen_through_but_in_the_ffn(tokenizer):
+    def adapted(*names: str):
+        return peft.get_peft_model(tiny("llama", tokenizer), peft.LoraConfig(r=4, target_modules=list(names)))
+
+    block = anatomy(adapted("q_proj", "o_proj")).block(1)
+    assert block.falls.name.endswith("1.mlp.down_proj")
+    assert block.attends.module is block.module.self_attn.o_proj
+    for name in ("up_proj", "down_proj"):
+        with pytest.raises(UserError, match=rf"layers\.0\.mlp\.{name}: an adapter is around it; merge it into"):
+            anatomy(adapted(name))
+    assert len(anatomy(adapted("down_proj").merge_and_unload()).blocks) == 3
 
 
 def test_an_encoder_has_parts_too(tokenizer):
@@ -291,6 +320,22 @@ def test_texts_that_cannot_be_read_are_named(lm, call, said):
 
 def test_a_text_longer_than_the_model_is_refused(tokenizer):
     lm = LM.of(decoder(tokenizer, width=16, layers=1, heads=2, wide=16, context=8), tokenizer)
+    with pytest.raises(UserError, match="reads 8 at most"):
+        lm.score(["Lyon is a city, as everybody who has ever been there says, in"], ["France"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 8}),
+        ("gpt2", OLD | {"n_positions": 8}),
+        ("opt", WHERE["opt"][0] | {"max_position_embeddings": 8}),
+    ],
+)
+def test_the_limit_is_read_whatever_a_model_calls_it(kind, sizes, tokenizer):
+    lm = LM.of(tiny(kind, tokenizer, sizes), tokenizer)
+    assert lm.limit == 8
+    assert len(lm.score(["Lyon"], ["is"])) == 1
     with pytest.raises(UserError, match="reads 8 at most"):
         lm.score(["Lyon is a city, as everybody who has ever been there says, in"], ["France"])
 

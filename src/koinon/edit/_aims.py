@@ -195,9 +195,9 @@ def aim(lm: LM, fact: Fact, site: nn.Module, before: Sequence[str], how: Descent
     last = torch.tensor([len(texts.ids) - 1]).to(row), torch.tensor([0]).to(row)
     places = torch.cat([row, last[0]]), torch.cat([column, last[1]])
     with repeating(_below(lm, site)):
-        with torch.no_grad(), watched({"site": site}) as seen:
+        with torch.no_grad(), watched({"site": site}, texts=len(texts.ids)) as seen:
             plain = suffix.logits(*last)[0].float().log_softmax(-1)
-        start = seen["site"].flatten(0, -2)[0].float()
+        start = seen["site"][0, 0].float()
         delta = torch.zeros_like(start, requires_grad=True)
         adam = torch.optim.Adam([delta], lr=how.rate)
         bound = how.bound * float(start.norm())
@@ -274,7 +274,7 @@ def at_subjects(
     done = 0
     for part in lm._batches(lm.encode(prompts)):
         size = part.ids.shape
-        with watched({"its": into}, "in") as goes, watched({"its": out}) as comes:
+        with watched({"its": into}, "in", size[0]) as goes, watched({"its": out}, texts=size[0]) as comes:
             stop = out.register_forward_hook(_enough)
             try:
                 lm.logits(part)
@@ -284,7 +284,7 @@ def at_subjects(
                 stop.remove()
         for kept, seen in zip(found, (goes["its"], comes["its"])):
             its = torch.tensor(places[done : done + size[0]], device=seen.device)
-            kept.append(seen.reshape(*size, -1)[torch.arange(size[0], device=seen.device), its])
+            kept.append(seen[torch.arange(size[0], device=seen.device), its])
         done += size[0]
     went, came = (torch.cat(its).float().unflatten(0, (len(facts), len(before))) for its in found)
     return went, came

@@ -32,10 +32,11 @@ def factors(lm: LM, places: Sequence[Projection], encoded: Encoded) -> dict[str,
         return vectors + nothing[name]
 
     with torch.enable_grad(), ExitStack() as stack:
-        into = stack.enter_context(watched({its.parameter: its.module for its in places}, "in"))
+        texts = len(encoded.ids)
+        into = stack.enter_context(watched({its.parameter: its.module for its in places}, "in", texts))
         for its in places:
-            stack.enter_context(rewritten(its.module, partial(change, its.parameter)))
-        loss = len(encoded.ids) * unlikely(lm.logits(encoded), encoded)
+            stack.enter_context(rewritten(its.module, partial(change, its.parameter), texts))
+        loss = texts * unlikely(lm.logits(encoded), encoded)
         names = [its.parameter for its in places]
         found = torch.autograd.grad(loss, [nothing[name] for name in names])
     return {name: (into[name].detach().float(), delta.float()) for name, delta in zip(names, found)}

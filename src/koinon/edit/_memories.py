@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from koinon.edit._layers import Layer
 from koinon.lm.anatomy import sharing
-from koinon.lm.language import LM, Encoded, first
+from koinon.lm.language import LM, Encoded, by_text, first, rewritten
 from koinon.lm.places import last_block_at, said_at
 from koinon.lm.reading import Reading, attach
 
@@ -42,6 +42,7 @@ class Memory(nn.Module, ABC):
     """Part of a model that may change what one of its projections gives."""
 
     reading: Reading
+    _texts = 1
 
     @abstractmethod
     def first(
@@ -66,12 +67,15 @@ class Memory(nn.Module, ABC):
 
     def after(self, module: nn.Module, given: tuple, out: Tensor) -> Tensor:
         """Forward hook of the projection."""
-        if not self.reading.first:
-            return self.later(given[0], out)
         prompt = self.reading.prompt
-        if prompt is None or prompt.shape != out.shape[:2]:  # a part of the model is called alone
-            prompt = torch.ones(out.shape[:2], dtype=torch.bool, device=out.device)
-        return self.first(given[0], out, prompt.to(out.device))
+        if self.reading.first:  # the same texts go on in later passes
+            self._texts = 1 if prompt is None else len(prompt)
+        into, comes = by_text(given[0], self._texts), by_text(out, self._texts)
+        if not self.reading.first:
+            return self.later(into, comes).reshape(out.shape)
+        if prompt is None or prompt.shape != comes.shape[:2]:  # a part of the model is called alone
+            prompt = torch.ones(comes.shape[:2], dtype=torch.bool, device=out.device)
+        return self.first(into, comes, prompt.to(out.device)).reshape(out.shape)
 
 
 def put(base: LM, name: str, memory: Memory) -> LM:
@@ -104,11 +108,13 @@ class Above:
         """What is read of the texts: not the last token of the longest answers, behind which nothing is asked."""
         self.falls = lm.anatomy.block(layer).falls.module
         """The way back of the block's FFN."""
-        met = _Met(lm, layer)
+        met = _Met(lm, layer, len(texts.ids))
         with torch.no_grad(), met:
             plain = lm.logits(self.read)
         self.into: Float[Tensor, "text time into"] = met.into
         """What goes into that projection; the same in every pass."""
+        self.out: Float[Tensor, "text time out"] = met.out
+        """What it gives if it is not changed."""
         self._row, self._column = texts.answer[:, 1:].nonzero().T
         self._due = texts.ids[self._row, self._column + 1, None]
         self._counts = self._row.bincount(minlength=len(texts.ids))
@@ -143,12 +149,8 @@ class Above:
         if self._tail is not None:
             with torch.enable_grad():
                 return self._tail.logits(change)
-        handle = self.falls.register_forward_hook(lambda module, given, out: change(out))
-        try:
-            with torch.enable_grad():
-                return self.lm.logits(self.read)
-        finally:
-            handle.remove()
+        with rewritten(self.falls, change, len(self.texts.ids)), torch.enable_grad():
+            return self.lm.logits(self.read)
 
     def harm(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean over the texts of the mean negative log-probability of their answers' tokens, if so changed."""
@@ -173,7 +175,7 @@ class _Tail:
     calls: list[tuple[nn.Module, tuple, dict[str, Any]]]
     """The blocks above, each with what it is called with beside the vectors."""
     after: list[nn.Module]
-    """The last normalisation, and the head."""
+    """The last normalisation, and the head with what is before it."""
 
     def logits(self, change: Callable[[Tensor], Tensor], *places: Tensor) -> Float[Tensor, "*place token"]:
         """What the model says, everywhere or at some places, if what the FFN gives is changed."""
@@ -189,18 +191,21 @@ class _Tail:
 class _Met:
     """Within, keeps what a pass meets from a block's FFN on."""
 
-    def __init__(self, lm: LM, layer: int):
-        self.lm = lm
+    def __init__(self, lm: LM, layer: int, texts: int):
+        self.lm, self.texts = lm, texts
         self.block, self.upper = lm.anatomy.block(layer), [its.module for its in lm.anatomy.blocks[layer + 1 :]]
         self.pasts: list[Tensor] = []
         self.calls: list[tuple[nn.Module, tuple, dict[str, Any]]] = []
 
     def __enter__(self) -> None:
         def fell(module: nn.Module, given: tuple, out: Tensor) -> None:
-            self.into, self.out = given[0], out
+            self.into, self.out = by_text(given[0], self.texts), by_text(out, self.texts)
 
         def ended(module: nn.Module, given: tuple, out: Any) -> None:
             self.end = first(out)
+
+        def passes(module: nn.Module, given: tuple) -> None:
+            self.pasts.append(by_text(given[0], self.texts))
 
         def called(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
             self.calls.append((module, given, named))
@@ -208,7 +213,7 @@ class _Met:
         self._handles = [
             self.block.falls.module.register_forward_hook(fell),
             self.block.module.register_forward_hook(ended),
-            *[its.register_forward_pre_hook(lambda _, given: self.pasts.append(given[0])) for its in self.block.norms],
+            *[its.register_forward_pre_hook(passes) for its in self.block.norms],
             *[its.register_forward_pre_hook(called, with_kwargs=True) for its in self.upper],
         ]
 
@@ -227,7 +232,7 @@ class _Met:
         if past is None or [its for its, _, _ in self.calls] != self.upper or not all(its for _, its, _ in self.calls):
             return None
         anatomy = self.lm.anatomy
-        after = [its for its in (anatomy.norm, anatomy.head) if its is not None]
+        after = [its for its in (anatomy.norm, anatomy.narrows, anatomy.head) if its is not None]
         found = _Tail(past, self.out, [(its, given[1:], named) for its, given, named in self.calls], after)
         with torch.no_grad():
             return found if torch.equal(found.logits(lambda out: out), plain) else None

@@ -1,6 +1,6 @@
 """Side memories at one projection: changes of its matrix, of which one answers a sequence whose prompt excites it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -68,16 +68,15 @@ class Asking:
     past: float
     """Weight of what was merged before, out of 1."""
 
-    def merged(self, sides: Sequence["Side"]) -> "Side":
-        """Several memories as one; a single one is as it was."""
+    def merged(self, sides: Sequence["Side"]) -> Float[Tensor, "out into"]:
+        """W_v' - W_v of several memories as one; of a single one as it was."""
         if len(sides) == 1:
-            return sides[0]
+            return sides[0].delta
         old = sum(its.shard == MERGED for its in sides)
         new = len(sides) - old
         past = self.past if old and new else float(not new)
         weights = [past / old if its.shard == MERGED else (1 - past) / new for its in sides]
-        delta = merged([its.delta for its in sides], weights, min(1.0, self.trim), self.elect)
-        return Side(delta, tuple(s for its in sides for s in its.scores), tuple(n for its in sides for n in its.steps))
+        return merged([its.delta for its in sides], weights, min(1.0, self.trim), self.elect)
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,15 @@ class Side:
     delta: Float[Tensor, "out into"]
     """W_v' - W_v."""
     scores: tuple[float, ...]
-    """How much each of its edits excited it when it was learnt."""
+    """How much each of its edits excited it when it was learnt, or when it was merged."""
     steps: tuple[int, ...]
     """The numbers of its edits."""
     shard: int = MERGED
     """Which shard it is."""
+
+    def firing(self, asking: Asking) -> int:
+        """How many of its edits excite it beyond its level."""
+        return sum(score > self.level(asking) for score in self.scores)
 
     def level(self, asking: Asking) -> float:
         """epsilon: a prompt that excites it more is its own."""
@@ -110,22 +113,43 @@ class SideMemory(Patch):
     """Of the steps."""
     asking: Asking
 
-    @property
-    def kept(self) -> tuple[Side, ...]:
+    def kept(self, base: LM) -> tuple[Side, ...]:
         """The memories that are asked."""
-        return self.sides if self.asking.retrieve else (self.asking.merged(self.sides),)
+        return self.sides if self.asking.retrieve else (self.merged(base, self.sides),)
+
+    def merged(self, base: LM, sides: Sequence[Side]) -> Side:
+        """Several of its memories as one, whose edits are asked anew how much they excite it; a single one as it was.
+
+        What a shard was excited by says nothing of the merged one: by its level edits would be lost.
+        """
+        if len(sides) == 1:
+            return sides[0]
+        delta = self.asking.merged(sides)
+        steps = tuple(step for its in sides for step in its.steps)
+        return Side(delta, tuple(self._excites(base, delta, steps)), steps)
+
+    @torch.no_grad()
+    def _excites(self, base: LM, delta: Tensor, steps: Sequence[int]) -> Iterator[float]:
+        """Delta_act of the questions of some steps."""
+        site = base.model.get_submodule(self.name)
+        for part in base._batches(base.encode([self.questions[step] for step in steps])):
+            into = base.seen({"it": site}, part, "in")["it"]
+            yield from self.asking.excitement.of(into, delta.to(into), part.prompt).tolist()
 
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
-        return put(base, self.name, self._module())
+        return put(base, self.name, self._module(base))
 
-    def _module(self) -> "Sides":
-        deltas, levels = [its.delta for its in self.kept], [its.level(self.asking) for its in self.kept]
-        return Sides(deltas, levels, self.asking.excitement)
+    def _module(self, base: LM) -> "Sides":
+        kept = self.kept(base)
+        return Sides([its.delta for its in kept], [its.level(self.asking) for its in kept], self.asking.excitement)
 
     def route(self, base: LM, prompts: Sequence[str]) -> list[int]:
-        """Which memory answers each prompt, by its number in `kept`; -1 is the model without edits."""
-        memory = self._module()
+        """Which memory answers each prompt, by its number in `kept`; -1 is the model without edits.
+
+        Of its own `questions` it tells which edits still fire.
+        """
+        memory = self._module(base)
         lm = put(base, self.name, memory)
         found: list[int] = []
         with torch.no_grad():

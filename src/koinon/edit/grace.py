@@ -84,8 +84,7 @@ class Grace(Edit):
         return Codebook(name, self.radius, (*known, Code(key.clone(), value, fact.object)))
 
     def _value(self, above: Above, last: int, fact: Fact) -> Float[Tensor, " out"]:
-        with torch.no_grad():
-            value = above.falls(above.into)[0, last].float()
+        value = above.out[0, last].float()
         if self.start == "random":
             value = torch.rand(len(value), generator=stream(self.seed, "value", fact.question)).to(value)
         value.requires_grad_()

@@ -131,7 +131,7 @@ def _activations(lm: LM, ids: Int64[Tensor, "1 time"]) -> Neurons:
     ways = {str(number): block.falls.module for number, block in enumerate(lm.anatomy.blocks)}
     with torch.no_grad(), watched(ways, "in") as seen:
         lm.model(input_ids=ids, use_cache=False)
-    return [seen[name].flatten(0, -2)[-1].float() for name in ways]
+    return [seen[name][0, -1].float() for name in ways]
 
 
 def _token(lm: LM, prompt: str, answer: str) -> int:
@@ -144,7 +144,5 @@ def _token(lm: LM, prompt: str, answer: str) -> int:
 
 
 def _word(lm: LM, token: int) -> Float[Tensor, " width"]:
-    """The head's row, at length 1."""
-    weight = lm.anatomy.head.weight
-    assert isinstance(weight, Tensor)
-    return nn.functional.normalize(weight.detach()[token].float(), dim=0)
+    """The head's row, as it reads what comes out of the blocks, at length 1."""
+    return nn.functional.normalize(lm.anatomy.word(token), dim=0)

@@ -136,7 +136,7 @@ class Mend(Edit):
         edited = trained.edit(pairs)
         weights = {}
         for its in trained.places:
-            weight = its.weight + edited[its.parameter].left @ edited[its.parameter].right.T
+            weight = edited[its.parameter].on(its.weight)
             weights[its.parameter] = weight.T if its.turned else weight
         after = logits_with(lm, weights, both)
         return self.change * unlikely(after[[0]], edit) + self.keep * moved(before, after[[1]], stays)

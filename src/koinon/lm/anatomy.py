@@ -70,12 +70,21 @@ class Anatomy:
     """The last normalisation before the head, outside all blocks."""
     head: nn.Module
     """Vectors to logits; its weight may be the embedding's."""
+    narrows: nn.Module | None = None
+    """What takes the blocks' vectors to the head's width, behind the normalisation, if that is another (OPT-350M's)."""
 
     def block(self, number: int) -> Block:
         """A block by its number, from 0; a negative one counts from the end."""
         if not -len(self.blocks) <= number < len(self.blocks):
             raise UserError(f"layer {number}: this model has {len(self.blocks)}, from 0 to {len(self.blocks) - 1}")
         return self.blocks[number]
+
+    def word(self, token: int) -> Float[Tensor, " width"]:
+        """The head's row of a token, as it reads what comes out of the blocks."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        row = weight.detach()[token].float()
+        return row if self.narrows is None else row @ self.narrows.weight.float()  # type: ignore[operator]
 
     def at(self, depth: float) -> int:
         """The number of the block at a share of the depth, from 0 to 1."""
@@ -97,7 +106,10 @@ def anatomy(model: nn.Module) -> Anatomy:
     blocks = tuple(_block(f"{name}.{number}", module, width) for number, module in enumerate(stack))
     inside = {id(module) for block in stack for module in block.modules()}
     norms = [its for its in model.modules() if id(its) not in inside and _is_norm(its, width)]
-    return Anatomy(width, embedding, blocks, norms[-1] if norms else None, head)
+    narrow = (head.weight.shape[1], width)
+    between = [its for its in model.modules() if id(its) not in inside and its is not head and _shape(its) == narrow]
+    narrows = between[-1] if between and narrow[0] != width else None
+    return Anatomy(width, embedding, blocks, norms[-1] if norms else None, head, narrows)
 
 
 def linears(model: nn.Module, patterns: tuple[str, ...]) -> list[Projection]:
@@ -129,20 +141,30 @@ def _width(stack: nn.ModuleList, embedded: int) -> int:
 
 
 def _block(name: str, module: nn.Module, width: int) -> Block:
-    sizes = {its: size for its, part in module.named_modules() if (size := _shape(part))}  # in the module's order
+    around = _adapted(module)
+    inside = tuple(f"{its}." for its in around)
+    parts = [its for its in module.named_modules() if not its[0].startswith(inside)]  # in the module's order
+    sizes = {its: size for its, part in parts if (size := _shape(around.get(its, part)))}
     back = [its for its, (out, _) in sizes.items() if out == width]
     # What goes up belongs to the last way back in its part of the block; where that has none, to the last one of all.
-    parts = _parts(list(sizes))
+    beginnings = _parts(list(sizes))
     fed: dict[str, list[str]] = {its: [] for its in back}
     for its, (_, into) in sizes.items():
-        way = next((one for one in reversed(back) if parts[one] == parts[its]), back[-1] if back else its)
+        way = next((one for one in reversed(back) if beginnings[one] == beginnings[its]), back[-1] if back else its)
         if into == width and way != its:
             fed[way].append(its)
     falls = [its for its in back if _is_ffn([sizes[one][0] for one in fed[its]], sizes[its][1])]
     attends = [its for its in back if fed[its] and its not in falls]
+    if len(falls) > 1 and not attends and len(fed[falls[0]]) == 1:
+        attends.append(falls.pop(0))  # queries, keys and values in one that is just twice as wide; the FFN comes behind
     if len(falls) != 1 or not attends:
         what = "no attention" if falls and not attends else f"{len(falls)} FFNs, one is needed"
         raise UserError(f"{name}: {what}; layers with several experts, or in one piece, are not known")
+
+    if adapted := [its for its in (*fed[falls[0]], falls[0]) if its in around]:
+        raise UserError(
+            f"{name}.{adapted[0]}: an adapter is around it; merge it into the model (merge_and_unload) first"
+        )
 
     def projection(place: str) -> Projection:
         return Projection(f"{name}.{place}", module.get_submodule(place))
@@ -152,10 +174,16 @@ def _block(name: str, module: nn.Module, width: int) -> Block:
     return Block(name, module, tuple(map(projection, fed[fall])), projection(fall), projection(attends[-1]), norms)
 
 
+def _adapted(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers inside adapters, as PEFT puts them there, by the adapters' names."""
+    found = ((name, getattr(its, "base_layer", None)) for name, its in module.named_modules())
+    return {name: its for name, its in found if isinstance(its, nn.Module)}
+
+
 def _is_ffn(rising: list[int], wide: int) -> bool:
     """Whether what goes up is as wide as what comes back: once, as gate and value, or both in one.
 
-    Attention goes up in three, or in one that is wider, or its keys are narrower than its queries.
+    Attention goes up in three, or in one that is mostly wider, or its keys are narrower than its queries.
     """
     return rising in ([wide], [wide, wide], [2 * wide])
 

@@ -22,6 +22,9 @@ from koinon.nn.params import stream
 BATCH = 4096
 """Tokens in one pass, padding included, unless a single text is longer."""
 
+PLACES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""What configurations call the number of a model's places."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -147,7 +150,8 @@ class LM:
     @property
     def limit(self) -> float:
         """How many tokens a text may have; infinite where the model does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        said = (getattr(self.model.config, name, None) for name in PLACES)
+        return next((its for its in said if its), math.inf)
 
     @property
     def device(self) -> torch.device:
@@ -339,22 +343,33 @@ class LM:
             encoded: texts.
             side: "in" or "out".
         """
-        with watched(modules, side) as found:
+        with watched(modules, side, len(encoded.ids)) as found:
             self.logits(encoded)
-        return {name: its.unflatten(0, encoded.ids.shape) if its.ndim == 2 else its for name, its in found.items()}
+        return found
+
+
+def by_text(vectors: Tensor, texts: int) -> Float[Tensor, "text time width"]:
+    """Vectors inside a pass, text by text; some models, such as OPT, put all texts in one row around their FFN."""
+    return vectors.unflatten(0, (texts, -1)) if vectors.ndim == 2 else vectors
 
 
 @contextmanager
-def watched(modules: Mapping[str, nn.Module], side: str = "out") -> Iterator[dict[str, Tensor]]:
-    """Keeps what went into modules, or came out, in the last pass; what is computed is not touched."""
+def watched(modules: Mapping[str, nn.Module], side: str = "out", texts: int = 1) -> Iterator[dict[str, Tensor]]:
+    """Keeps what went into modules, or came out, in the last pass; what is computed is not touched.
+
+    Args:
+        modules: name to module.
+        side: "in" or "out".
+        texts: how many there are in a pass.
+    """
     found: dict[str, Tensor] = {}
 
     def into(name: str) -> Callable:
         def before(module: nn.Module, given: tuple, named: dict) -> None:
-            found[name] = given[0] if given else named["hidden_states"]
+            found[name] = by_text(given[0] if given else named["hidden_states"], texts)
 
         def after(module: nn.Module, given: tuple, result: Any) -> None:
-            found[name] = first(result)
+            found[name] = by_text(first(result), texts)
 
         return before if side == "in" else after
 
@@ -378,11 +393,11 @@ def rewritten(module: nn.Module, change: Callable[[Tensor], Tensor], texts: int 
     Args:
         module: gives vectors, alone or first in a tuple.
         change: of [text, time, width].
-        texts: how many there are in a pass; some models, such as OPT, put them in one row inside.
+        texts: how many there are in a pass.
     """
 
     def shaped(vectors: Tensor) -> Tensor:
-        return change(vectors) if vectors.ndim == 3 else change(vectors.unflatten(0, (texts, -1))).flatten(0, 1)
+        return change(by_text(vectors, texts)).reshape(vectors.shape)
 
     def after(module: nn.Module, given: tuple, result: Any) -> Any:
         return (shaped(result[0]), *result[1:]) if isinstance(result, tuple) else shaped(result)

@@ -77,7 +77,7 @@ def trace(
     sites = [_site(block, what) for block in parts.blocks]
     with watched({str(n): its for n, its in enumerate(sites)}) as seen:
         clean = _probability(lm, encoded.ids, answer)
-    kept = {number: seen[str(number)].reshape(1, ids.shape[1], -1) for number in range(len(sites))}
+    kept = {number: seen[str(number)] for number in range(len(sites))}
     with rewritten(embedding, break_subject):
         broken = _probability(lm, ids, answer)
         effect = torch.zeros(len(sites), ids.shape[1])
