@@ -1,5 +1,6 @@
 """Editing a model on disk: what is kept, read again, undone, gone on with, compared, located, and how it is scored."""
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from koinon.edit import _checks as tiny
 from koinon.edit._advice import Wishes, advise
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
+from koinon.edit._folders import kept
 from koinon.edit._given import Given, Opened
 from koinon.edit._locate import ROLES, by_role
 from koinon.edit._measures import ASPECTS, WAYS, Measured, Remembered, answered, intervals, measure, perplexity
@@ -166,6 +168,42 @@ def test_going_on_adds_steps_to_those_before(here, model):
     assert len(json.loads((here / "on" / "koinon.json").read_text())["steps"]) == 2
     with pytest.raises(UserError, match="go on with the same settings"):
         taught(here, model, Rome(layer=0), "x", after=here / "one")
+
+
+def test_earlier_edits_are_scored_again_with_their_probes(here, model):
+    """In two runs as in one, and by what is kept after a step is undone."""
+    method = Rome(layer=1, count=0)
+    taught(here, model, method, "one", first=1)
+    both = taught(here, model, method, "both")
+    write_cases(here / "facts.jsonl", cases()[1:])
+    on = taught(here, model, method, "on", after=here / "one")
+    for aspect in ("reliability", "generality", "locality"):
+        assert on[aspect] == both[aspect], aspect
+    assert [its.cases for its in map(kept, (here / "on", here / "both"))] == [tuple((its,) for its in cases())] * 2
+    Undo(here / "on", here / "less", last=1).run()
+    assert kept(here / "less").cases == kept(here / "one").cases
+
+
+def test_what_is_taught_anew_is_no_longer_to_stay(here, model):
+    """Neither the earlier answer to its question nor an earlier probe of it."""
+    its = cases()[0]
+    asks = Probe(tiny.FACTS[1].question, "Norway", "locality", "same relation")
+    write_cases(here / "facts.jsonl", [Case(its.fact, (asks, *its.probes))])
+    taught(here, model, out="one")
+    again = [Case(dataclasses.replace(its.fact, object="Italy")), Case(tiny.FACTS[1])]
+    write_cases(here / "facts.jsonl", again)
+    found = taught(here, model, out="on", after=here / "one")
+    assert found["reliability"]["exact"][0] == 1
+    assert not {"generality", "locality"} & found.keys()
+
+
+def test_where_nothing_was_to_stay_it_is_said(here, model):
+    kinds = (STRONG, Finetune(layer=1, steps=0))
+    assert taught(here, model, kinds[1], "a")["changed"] == "no answer that was to stay"
+    write_cases(here / "facts.jsonl", [Case(its.fact) for its in cases()])
+    assert [taught(here, model, its, str(n))["changed"] for n, its in enumerate(kinds)] == [
+        "not known: no probe of what must stay was given"
+    ] * 2
 
 
 def test_asking_shows_both_answers(here, model):
