@@ -38,6 +38,10 @@ def edit(
     return ("edit", *method, "--model", model, "--facts", facts, "--out", out, *more)
 
 
+def compared(*methods: str, out: str = "o") -> tuple:
+    return ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", out, "--methods", *methods)
+
+
 def ask(folder: str = "edited", model: str = "lm") -> tuple:
     return ("edit", "ask", folder, "Lyon is a city in", "--model", model)
 
@@ -196,11 +200,27 @@ PLACES = {
     ),
     "a word for a number": Wrong(
         ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "o", "--methods", "rome:steps=few"),
-        ("steps is a number",),
+        ("rome:steps=few: steps 'few'", "a whole number"),
     ),
-    "a folder of something else": Wrong(
-        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "lm", "--methods", "rome:layer=1"),
-        ("lm: holds something else",),
+    "a folder of something else": Wrong(compared("rome:layer=1", out="edited"), ("edited: holds something else",)),
+    "nothing to compare": Wrong(compared(), ("nothing to compare", "give one method or more")),
+    "no batch to compare": Wrong(compared("rome", "--ways", "batch"), ("--methods rome", "learns a batch")),
+    "nothing that can be taught": Wrong(compared("rome:layer=77"), ("o: nothing could be taught", "layer 77")),
+    "a comparison within the model": Wrong(compared("rome", out="lm/o"), ("lm/o: is lm or within it",)),
+    "a report that is a folder": Wrong(edit("--report", "edited"), ("edited: is a folder",)),
+    "output and whole in one place": Wrong(edit("--whole", "out"), ("out: is the same as out", "places apart")),
+    "the report within the output": Wrong(edit("--report", "./out"), ("out: is the same as out",)),
+    "the whole within the output": Wrong(edit("--whole", "out/w"), ("out/w: is the same as out, or", "within")),
+    "a whole where none can be": Wrong(edit("--whole", "/proc/x"), ("/proc/x: cannot be written",)),
+    "a report over the weights": Wrong(
+        edit("--report", "lm/model.safetensors"), ("lm/model.safetensors: is lm or within it, which is read",)
+    ),
+    "a report over the facts": Wrong(edit("--report", "facts.jsonl"), ("facts.jsonl: is facts.jsonl or within it",)),
+    "output within the model": Wrong(edit(out="lm/o5"), ("lm/o5: is lm or within it",)),
+    "output within the earlier edits": Wrong(edit("--after", "edited", out="edited/o"), ("edited/o: is edited",)),
+    "undone within the edits": Wrong(("edit", "undo", "edited", "--out", "edited/o"), ("edited/o: is edited",)),
+    "a figure over the model": Wrong(
+        ("edit", "locate", "--model", "lm", "--facts", "facts.jsonl", "--out", "lm/t.png"), ("lm/t.png: is lm",)
     ),
     "locality that nobody measured": Wrong(("edit", "advise", "--keep-locality", 0.9), ("--measured",)),
     "a share above all": Wrong(("edit", "advise", "--keep-locality", 1.1), ("from 0 to 1",)),
@@ -245,7 +265,40 @@ EDITS = {
         ask(), ("'colour'",), with_about(lambda its: its["method"]["settings"].update(colour=1))
     ),
 }  # fmt: skip
-ALL = FACTS | MODELS | PLACES | EDITS
+WRONG = (
+    *("finetune --rate nan", "finetune --rate -1", "finetune --rate inf", "lora --rate nan", "lora --rank 0"),
+    *("rome --lengths 0", "rome --steps -1", "memit --weight -1", "alphaedit --spread 0", "kn --steps 0"),
+    *("dilute --spacing 0", "dilute --steps -1", "dilute --longest 0", "mend --together 0", "mend --layers 0"),
+    *("serac --layers 0", "serac --rate nan", "ike --count -1", "ike --kinds 0 -1 1", "grace --radius -1"),
+    *("wise --share -1", "wise --share 2", "wise --shard 0", "wise --shards 0", "wise --quantile -1"),
+)
+SETTINGS = (
+    {
+        words: Wrong(
+            edit(method=tuple(words.split()), model="./absent"), (words.split()[1].strip("-"), "give a number from")
+        )
+        for words in WRONG
+    }
+    | {
+        f"compare {word}": Wrong(
+            ("edit", "compare", "--model", "./absent", "--facts", "facts.jsonl", "--out", "o", "--methods", word), right
+        )
+        for word, right in {
+            "rome:layer=x": ("layer 'x'", "a whole number or 'auto'"),
+            "rome:keys=banana": ("keys 'banana'", "'mean' or 'release'"),
+            "rome:lengths=5": ("lengths 5", "(a whole number, ...)"),
+            "rome:lengths=(5,0)": ("lengths 0", "from 1"),
+            "rome:lengths=(5,10),whiten=1": ("whiten 1", "True or False"),
+            "wise:over=banana": ("over 'banana'",),
+        }.items()
+    }
+    | {
+        "more layers than there are": Wrong(edit(method=("mend", "--layers", 9)), ("layers 9", "has 3")),
+        "no such device": Wrong(edit("--device", "ipu"), ("device 'ipu': cannot be used",)),
+    }
+)
+"""Before a model is read, where that is possible."""
+ALL = FACTS | MODELS | PLACES | EDITS | SETTINGS
 
 
 @pytest.mark.parametrize("wrong", ALL.values(), ids=ALL)
@@ -271,6 +324,22 @@ def test_a_method_that_diverges_leaves_nothing(capsys, here, monkeypatch):
     before = made.held(here)
     made.assert_one_line(made.say(capsys, *edit()), "diverged", f"{NAME} holds NaN or infinity", "model is unchanged")
     assert made.held(here) == before
+
+
+def test_what_is_written_first_goes_where_the_rest_cannot_be(capsys, here, monkeypatch):
+    """The folder for the report is taken away while the method learns."""
+    (here / "later").mkdir()
+    plain = Finetune.harm
+
+    def harm(*given):
+        shutil.rmtree(here / "later", ignore_errors=True)
+        return plain(*given)
+
+    monkeypatch.setattr(Finetune, "harm", harm)
+    words = edit("--whole", "whole", "--report", "later/r.html")
+    made.assert_one_line(made.say(capsys, *words), "later/r.html: cannot be written")
+    assert not (here / "out").exists()
+    assert not (here / "whole").exists()
 
 
 def test_a_fact_said_twice_is_left_out_and_said(capsys, here):

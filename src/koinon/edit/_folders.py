@@ -23,6 +23,7 @@ from koinon.data.tensorfiles import TensorFile
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
 from koinon.edit._patches import Patch
+from koinon.edit._places import refuse_taken
 from koinon.lm.language import LM
 
 FORMAT = 1
@@ -173,18 +174,6 @@ def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch |
         (beside / ABOUT).write_text(text + "\n", encoding="utf-8")
         save_file(tensors, beside / TENSORS, {"format": "pt"})
     return sum(its.numel() * its.element_size() for its in tensors.values())
-
-
-def refuse_taken(*outs: Path | None) -> None:
-    """Raise UserError for the first that is there already, or that cannot be."""
-    for out in filter(None, outs):
-        try:
-            if out.exists():
-                raise UserError(f"{out}: exists already; give a new name")
-            if wrong := next((its for its in out.absolute().parents if its.exists() and not its.is_dir()), None):
-                raise UserError(f"{out}: cannot be written ({wrong} is a file)")
-        except OSError as error:  # such as a name that is too long
-            raise UserError(f"{str(out)[:200]}: cannot be written ({error.strerror})") from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from koinon.data.newtexts import NewText, read_texts, read_themes
 from koinon.edit._compare import begin, cell_at, digest
 from koinon.edit._folders import number
 from koinon.edit._given import Opened, lines, warned
+from koinon.edit._places import refuse_read
 from koinon.edit._priming import Foreseen, Line, Scores, Tokens, predict, prefix_of, scores, stepped, unrelated
 from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values
@@ -64,6 +65,8 @@ class Prime:
             UserError: whatever is wrong with model, texts or places; nothing is taught then.
         """
         ways = self._ways()
+        if self.out is not None:
+            refuse_read([self.out], [self.opened.model, self.texts, self.themes, self.corpus])
         texts = self._texts()
         lm = (replace(self.opened, dtype="float32") if self.opened.dtype == "auto" else self.opened).lm()
         expected = _lines(self.known, lm) if self.known else {}

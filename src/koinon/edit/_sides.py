@@ -76,7 +76,7 @@ class Asking:
         new = len(sides) - old
         past = self.past if old and new else float(not new)
         weights = [past / old if its.shard == MERGED else (1 - past) / new for its in sides]
-        delta = merged([its.delta for its in sides], weights, min(1.0, self.trim), self.elect)
+        delta = merged([its.delta for its in sides], weights, self.trim, self.elect)
         return Side(delta, tuple(s for its in sides for s in its.scores), tuple(n for its in sides for n in its.steps))
 
 
@@ -95,7 +95,7 @@ class Side:
 
     def level(self, asking: Asking) -> float:
         """epsilon: a prompt that excites it more is its own."""
-        return asking.ratio * float(torch.tensor(self.scores).quantile(min(1.0, asking.quantile)))
+        return asking.ratio * float(torch.tensor(self.scores).quantile(asking.quantile))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Facts are taught to a model on disk: edits in a small folder, a report of what else changed, and ways back."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -15,10 +17,11 @@ from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
-from koinon.edit._folders import Base, Kept, keep, kept, load, refuse_taken, save
+from koinon.edit._folders import Base, Kept, keep, kept, load, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
 from koinon.edit._measures import measure
+from koinon.edit._places import refuse_places
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
 from koinon.edit._scores import Scored, scored
@@ -81,26 +84,29 @@ class Job:
             "warnings": said.lines,
             "changed": found.changed(),
         }
-        facts["bytes"] = keep(self.out, method, steps, edited.patch, {**about, "scores": found.plain()})
-        if self.whole is not None:
-            write(edited.lm.model, lm.tokenizer, self.whole)
-            facts["whole"] = str(self.whole)
-        if self.report is not None and page is not None:
-            _written(self.report, page)
-            facts["report"] = str(self.report)
+        with ExitStack() as undone:  # all is written or nothing
+            facts["bytes"] = keep(self.out, method, steps, edited.patch, {**about, "scores": found.plain()})
+            undone.callback(shutil.rmtree, self.out)
+            if self.whole is not None:
+                write(edited.lm.model, lm.tokenizer, self.whole)
+                undone.callback(shutil.rmtree, self.whole)
+                facts["whole"] = str(self.whole)
+            if self.report is not None and page is not None:
+                _written(self.report, page)
+                facts["report"] = str(self.report)
+            undone.pop_all()
         changed = {its["prompt"]: f"{its['before']!r} -> {its['now']!r}" for its in found.changed()}
         none = "no answer that was to stay" if found.local else "not known: no probe of what must stay was given"
         return {**facts, **found.plain(), "changed": changed or none}
 
     def _refuse(self, method: Edit) -> None:
-        refuse_taken(self.out, self.whole)
+        inputs = [self.opened.model, *self.given.files, self.after]
+        refuse_places([self.out, self.whole], [self.report], inputs)
         if self.whole is not None and not method.patch.plain:
             raise UserError(
                 f"--whole: {type(method).__name__} keeps its edits beside the model, which no folder of Hugging Face "
                 "holds; leave --whole out, and use them with `koinon edit ask` or koinon.edit.job.load"
             )
-        if self.report is not None and not self.report.absolute().parent.is_dir():
-            raise UserError(f"{self.report}: cannot be written (there is no folder {self.report.parent})")
 
     def _before(self, method: Edit, folder: Path) -> Kept:
         own = type(method).__module__
@@ -132,7 +138,7 @@ class Undo:
 
     def run(self, told: Told = untold) -> dict[str, Any]:
         """Write the rest, and tell what went."""
-        refuse_taken(self.out)
+        refuse_places([self.out], [], [self.edited])
         if self.steps and self.last is not None:
             raise UserError("--last and --steps: give one of them")
         its = kept(self.edited, self.own)
@@ -185,7 +191,7 @@ def _of_steps(
 
 
 def _standing(steps: Sequence[Sequence[Case]]) -> list[Case]:
-    """What is judged after the last step: of a question taught anew the last answer, and no probe that a step teaches."""
+    """What is judged after the last step: of a question the last answer, and no probe of what a step teaches."""
     last = {case.fact.question: case for step in steps for case in step}
     return drop_overlap(list(last.values()))[0]
 
