@@ -17,9 +17,12 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 from koinon.data.factfiles import write_cases
 from koinon.data.facts import Fact
 from koinon.edit import _checks as tiny
+from koinon.edit._edited import Material
 from koinon.edit._requests import teachable
 from koinon.edit.finetune import Finetune
+from koinon.edit.grace import Grace
 from koinon.edit.job import save
+from koinon.edit.wise import Wise
 from koinon.lm.folders import write
 from koinon.lm.language import LM
 
@@ -55,7 +58,13 @@ def made_once(tmp_path_factory):
     other = tiny.edited(STRONG, given)
     write(other.lm.model, other.lm.tokenizer, folder / "other")
     write_cases(folder / "facts.jsonl", cases())
-    save(STRONG.edit(LM.load(folder / "lm"), tiny.FACTS), folder / "edited", "lm")
+    lm = LM.load(folder / "lm")
+    for name, method in {
+        "edited": STRONG,
+        "sides": Wise(layer=1, steps=1, count=0),
+        "codes": Grace(layer=1, steps=1),
+    }.items():
+        save(method.edit(lm, tiny.FACTS, Material(unrelated=tiny.TEXTS)), folder / name, "lm")
     return folder
 
 
@@ -110,17 +119,19 @@ def masked(here: Path) -> None:
     )
 
 
-def with_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], object]:
+def with_tensors(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], folder: str = "edited"
+) -> Callable[[Path], object]:
     def prepare(here: Path) -> None:
-        file = here / "edited" / "edit.safetensors"
+        file = here / folder / "edit.safetensors"
         save_file(change(load_file(file)), file)
 
     return prepare
 
 
-def with_about(change: Callable[[dict], object]) -> Callable[[Path], object]:
+def with_about(change: Callable[[dict], object], folder: str = "edited") -> Callable[[Path], object]:
     def prepare(here: Path) -> None:
-        file = here / "edited" / "koinon.json"
+        file = here / folder / "koinon.json"
         about = json.loads(file.read_text())
         change(about)
         file.write_text(json.dumps(about))
@@ -236,8 +247,42 @@ EDITS = {
         with_tensors(lambda its: {name: value[1:] for name, value in its.items()}),
     ),
     "an unknown parameter": Wrong(
-        ask(), ("model.layer.weight: the base has no such parameter",),
+        ask(), ("edited: damaged", "other tensors than were written"),
         with_tensors(lambda its: {"model.layer.weight": next(iter(its.values()))}),
+    ),
+    "no tensors in the file": Wrong(
+        ask(), ("edited: damaged", "other tensors than were written"), with_tensors(lambda its: {})
+    ),
+    "more steps than the edits have": Wrong(
+        ask(), ("edited: damaged", "3 steps, and edits of 1"), 
+        with_about(lambda its: its.update(steps=its["steps"] * 3))
+    ),
+    "a probe of no kind": Wrong(
+        ask(), ("edited: aspect 'x': give 'reliability' or",),
+        with_about(lambda its: its["steps"][0][0].update(probes=[{"prompt": "a", "answer": "b", "aspect": "x"}])),
+    ),
+    "a matrix of sides cut": Wrong(
+        ask("sides"), (f"{NAME}: the edit is for 5 x 64, the base has 32 x 64",),
+        with_tensors(lambda its: {name: value[:5].contiguous() for name, value in its.items()}, "sides"),
+    ),
+    "a score that is none": Wrong(
+        ask("sides"), ("sides: scores nan",),
+        with_about(lambda its: its["patch"]["sides"][0].update(scores=[float("nan")] * 2), "sides"),
+    ),
+    "a step that is none": Wrong(
+        ask("sides"), ("sides: damaged", "steps that are in no side"),
+        with_about(lambda its: its["patch"]["sides"][0].update(steps=[0, 7]), "sides"),
+    ),
+    "no way of asking": Wrong(
+        ask("sides"), ("sides: over 'x': give 'mean' or",),
+        with_about(lambda its: its["patch"]["asking"]["excitement"].update(over="x"), "sides"),
+    ),
+    "a codebook's values cut": Wrong(
+        ask("codes"), ("the edit is for 5 x 64, the base has 32 x 64",),
+        with_tensors(lambda its: its | {"values": its["values"][:, :5].contiguous()}, "codes"),
+    ),
+    "infinity in the scores": Wrong(
+        ask(), ("edited: damaged",), with_about(lambda its: its.update(scores={"reliability": float("inf")}))
     ),
     "truncated": Wrong(
         ask(), ("edit.safetensors: damaged",),
@@ -256,7 +301,7 @@ EDITS = {
     "a part lacks": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.pop("steps"))),
     "no facts in a step": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.update(steps=[[]]))),
     "a number for a text": Wrong(
-        ask(), ("edited: damaged",), with_about(lambda its: its["steps"][0][0].update(subject=3))
+        ask(), ("edited: subject 3: give a text",), with_about(lambda its: its["steps"][0][0].update(subject=3))
     ),
     "a method that is a path": Wrong(
         ask(), ("is none of koinon's",), with_about(lambda its: its["method"].update(method="../evil.py"))

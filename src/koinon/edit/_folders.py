@@ -123,18 +123,23 @@ def kept(folder: Path, own: str | None = None) -> Kept:
     about, tensors = read_json(folder / ABOUT), _tensors(folder / TENSORS)
     try:
         if about["format"] != FORMAT:
-            raise UserError(f"{folder / ABOUT}: of format {about['format']!r}; this koinon reads {FORMAT}")
+            raise UserError(f"of format {about['format']!r}; this koinon reads {FORMAT}")
         its = about["method"]
         if own is None and its["method"] not in names("edit"):
-            raise UserError(f"{folder}: its method {its['method']!r} is none of koinon's: give its file with --own")
+            raise UserError(f"its method {its['method']!r} is none of koinon's: give its file with --own")
         method = rebuild(its | {"method": own or its["method"]})
         assert isinstance(method, Edit), "its method is no edit"
         cases = tuple(tuple(_case(values) for values in step) for step in about["steps"])
-        patch = method.patch.restore(tensors, about["patch"]) if cases else None
         assert all(cases), "a step without a fact"
-        return Kept(Base(**about["base"]), method, cases, patch, about)
-    except UserError:
-        raise
+        assert sorted(tensors) == about["tensors"], "other tensors than were written"
+        patch = method.patch.restore(tensors, about["patch"]) if cases else None
+        if patch is not None:
+            assert patch.length == len(cases), f"{len(cases)} steps, and edits of {patch.length}"
+            assert patch.tensors().keys() == tensors.keys(), "tensors that belong to no step"
+        json.dumps(about, allow_nan=False)
+        return Kept(build(Base, about["base"]), method, cases, patch, about)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     except Exception as error:  # whatever a damaged file makes fail
         raise UserError(f"{folder}: damaged, or not made by `koinon edit` ({_line(error)})") from None
 
@@ -158,18 +163,19 @@ def save(edited: Edited, out: str | Path, base: str | None = None, scores: Mappi
 
 def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch | None, more: Mapping[str, Any]) -> int:
     """Write ``edit.safetensors`` and ``koinon.json``, see `save`."""
+    tensors = {
+        name: its.detach().cpu().contiguous().clone() for name, its in (patch.tensors() if patch else {}).items()
+    }
     description = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("koinon", "torch", "transformers")},
         "method": describe(method),
         "steps": [[_said(case.fact) | _probes(case) for case in step] for step in cases],
         "patch": patch.notes if patch else {},
+        "tensors": sorted(tensors),
         **more,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    tensors = {
-        name: its.detach().cpu().contiguous().clone() for name, its in (patch.tensors() if patch else {}).items()
-    }
     with appearing(out) as beside:
         (beside / ABOUT).write_text(text + "\n", encoding="utf-8")
         save_file(tensors, beside / TENSORS, {"format": "pt"})

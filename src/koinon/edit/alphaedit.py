@@ -38,6 +38,11 @@ class Guarded(Patch):
     keys: tuple[Mapping[str, Float[Tensor, "into fact"]], ...]
     """Of each step, by the parameter's name."""
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return self.weights.length
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
         return self.weights.attach(base)
@@ -68,7 +73,12 @@ class Guarded(Patch):
             _, number, name = key.split("|")
             keys[int(number)][name] = tensors[key]
         rest = {key: its for key, its in tensors.items() if not key.startswith("keys|")}
-        return cls(Weights.restore(rest, notes), tuple(keys))
+        weights = Weights.restore(rest, notes)
+        for step, written in zip(weights.steps, keys, strict=True):
+            assert {name: len(its) for name, its in written.items()} == {
+                n: len(its.right) for n, its in step.items()
+            }, "keys that are not of the changed matrices"
+        return cls(weights, tuple(keys))
 
 
 @dataclass(frozen=True)
