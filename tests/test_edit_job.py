@@ -232,6 +232,7 @@ def test_a_stop_in_the_middle_leaves_nothing(here, model):
     program = "\n".join(line.removeprefix("        ") for line in program.splitlines())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=here, timeout=300)
     assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("koinon: stopped\n")  # nothing is kept
     assert done.stdout == ""
     assert {path.name for path in here.iterdir()} <= {"facts.jsonl", "texts.txt", "cache"}
 

@@ -19,7 +19,7 @@ from koinon.edit._given import Given, Opened, warned
 from koinon.edit._measures import ASPECTS, Measured, Remembered, fluency, measure, perplexity
 from koinon.edit._places import refuse_read, refuse_taken
 from koinon.edit._scores import Scored, room, scored
-from koinon.terminal import Told, untold
+from koinon.terminal import Told, keeping, untold
 
 HEAD = "comparison.json"
 OUTSIDE_BRACKETS = re.compile(r",(?![^(\[]*[)\]])")
@@ -44,7 +44,7 @@ class Compare:
     def run(self, told: Told = untold) -> dict[str, Any]:
         """Run what is missing, and tell the table."""
         ways = tuple(dict.fromkeys((*self.ways, *(("sequential",) if self.sequential else ()))))
-        with warned():
+        with warned(), keeping():
             return compare(self.opened, self.given, self.methods, ways, self.out, told)
 
 

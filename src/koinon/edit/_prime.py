@@ -20,7 +20,7 @@ from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values
 from koinon.lm.language import LM
 from koinon.lm.moments import own_texts
-from koinon.terminal import Told, untold
+from koinon.terminal import Told, keeping, untold
 
 HELD = 64
 """Ordinary texts that nothing learns from, at most; a fifth of them if they are few."""
@@ -85,7 +85,8 @@ class Prime:
                 next(iter(ways.values())).others(its.keyword, ordinary)  # refused before a folder is made
             facts = digest(repr((texts, ordinary, held)))
             begin(self.out, head | {"fingerprint": lm.fingerprint, "facts": facts})
-            rows = self._taught(lm, texts, ways, ordinary, held, told)
+            with keeping():
+                rows = self._taught(lm, texts, ways, ordinary, held, told)
         taught = _summed(rows)
         fitted = {way: asdict(line) for way, its in rows.items() if (line := _line(foreseen, its)) is not None}
         whole = {**head, "fingerprint": lm.fingerprint, "foretold": [asdict(its) for its in foreseen], "rows": rows,
