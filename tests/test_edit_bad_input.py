@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_edit_job import STRONG, WORDS, cases
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
+from koinon.core import UserError
 from koinon.data.factfiles import write_cases
 from koinon.data.facts import Fact
 from koinon.edit import _checks as tiny
@@ -157,6 +158,10 @@ FACTS = {
         ("'Lyon is a city in '", "become one token", "without a blank"),
         says(fact(object="Peru", prompt="{} is a city in ")),
     ),
+    "columns of other names": Wrong(
+        edit(), ("facts.jsonl:", "'head, relation, tail'", "call them subject, object and prompt (or relation)"),
+        lambda here: (here / "facts.jsonl").write_text("head,relation,tail\nLyon,country,Japan\n"),
+    ),
     "contradiction": Wrong(
         edit(), ("facts.jsonl", "facts 1 and 2 contradict each other"), says(fact(), fact(object="Italy"))
     ),
@@ -254,7 +259,7 @@ EDITS = {
         ask(), ("edited: damaged", "other tensors than were written"), with_tensors(lambda its: {})
     ),
     "more steps than the edits have": Wrong(
-        ask(), ("edited: damaged", "3 steps, and edits of 1"), 
+        ask(), ("edited: damaged", "3 steps, and edits of 1"),
         with_about(lambda its: its.update(steps=its["steps"] * 3))
     ),
     "a probe of no kind": Wrong(
@@ -405,13 +410,35 @@ def test_a_small_sample_of_statistics_is_said(capsys, here):
     assert "larger corpus" in json.loads((here / "out" / "koinon.json").read_text())["warnings"][0]
 
 
+def test_the_advice_on_contradictions_can_be_followed(capsys, here):
+    says(fact(until="2020", prompt="In 2020 {} was a city in"), fact(object="Peru", since="2021"))(here)
+    assert made.say(capsys, *edit()).code == 0
+
+
 def test_no_chat_template_is_needed(capsys, here):
     assert LM.load(here / "lm").tokenizer.chat_template is None
     assert made.say(capsys, *edit()).code == 0
 
 
 @pytest.mark.parametrize(
-    "object", ["St. Louis", "Dr. No", "the U.S. Army Air Forces", "Prof. Max Planck", "Yahoo! Inc"]
+    "object",
+    [
+        *("Japan. Big.", "Japan. It's big", "日本。大きいです。", "in 1990. It is old.", "Япония. Она большая."),
+        *("Washington D.C. That is far. Too far.", "जापान। बड़ा", "Who said so? Nobody knows."),
+    ],
+)
+def test_two_sentences_are_no_answer(object):
+    with pytest.raises(UserError, match="several sentences"):
+        teachable(tiny.small().lm, [Fact("Lyon", object, "{} is a city in")])
+
+
+@pytest.mark.parametrize(
+    "object",
+    [
+        *("St. Louis", "Dr. No", "the U.S. Army Air Forces", "Prof. Max Planck", "Yahoo! Inc", "Yahoo! Inc.", "No. 5"),
+        *("J. R. R. Tolkien", "Washington D.C.", "Washington, D.C.", "Japan.", "in 1990.", "日本。", "1. FC Köln 1948"),
+        *("Warner Bros. Discovery", "Sammy Davis Jr.", "Mrs. Dalloway by Woolf", "3.500 km of coast", "Corp. Ltd."),
+    ],
 )
 def test_a_stop_in_a_name_ends_no_sentence(object):
     its = Fact("Lyon", object, "{} is a city in")
