@@ -424,7 +424,7 @@ def test_no_chat_template_is_needed(capsys, here):
     "object",
     [
         *("Japan. Big.", "Japan. It's big", "日本。大きいです。", "in 1990. It is old.", "Япония. Она большая."),
-        *("Washington D.C. That is far. Too far.", "जापान। बड़ा", "Who said so? Nobody knows."),
+        *("Washington D.C. That is far. Too far.", "जापान। बड़ा", "Who said that? Nobody knows."),
     ],
 )
 def test_two_sentences_are_no_answer(object):
