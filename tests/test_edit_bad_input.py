@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 from test_edit_job import STRONG, WORDS, cases
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
+from koinon.core import UserError
 from koinon.data.factfiles import write_cases
 from koinon.data.facts import Fact
 from koinon.edit import _checks as tiny
+from koinon.edit._edited import Material
 from koinon.edit._requests import teachable
 from koinon.edit.finetune import Finetune
+from koinon.edit.grace import Grace
 from koinon.edit.job import save
+from koinon.edit.wise import Wise
 from koinon.lm.folders import write
 from koinon.lm.language import LM
 
@@ -38,6 +42,10 @@ def edit(
     return ("edit", *method, "--model", model, "--facts", facts, "--out", out, *more)
 
 
+def compared(*methods: str, out: str = "o") -> tuple:
+    return ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", out, "--methods", *methods)
+
+
 def ask(folder: str = "edited", model: str = "lm") -> tuple:
     return ("edit", "ask", folder, "Lyon is a city in", "--model", model)
 
@@ -51,7 +59,13 @@ def made_once(tmp_path_factory):
     other = tiny.edited(STRONG, given)
     write(other.lm.model, other.lm.tokenizer, folder / "other")
     write_cases(folder / "facts.jsonl", cases())
-    save(STRONG.edit(LM.load(folder / "lm"), tiny.FACTS), folder / "edited", "lm")
+    lm = LM.load(folder / "lm")
+    for name, method in {
+        "edited": STRONG,
+        "sides": Wise(layer=1, steps=1, count=0),
+        "codes": Grace(layer=1, steps=1),
+    }.items():
+        save(method.edit(lm, tiny.FACTS, Material(unrelated=tiny.TEXTS)), folder / name, "lm")
     return folder
 
 
@@ -106,17 +120,19 @@ def masked(here: Path) -> None:
     )
 
 
-def with_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], object]:
+def with_tensors(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], folder: str = "edited"
+) -> Callable[[Path], object]:
     def prepare(here: Path) -> None:
-        file = here / "edited" / "edit.safetensors"
+        file = here / folder / "edit.safetensors"
         save_file(change(load_file(file)), file)
 
     return prepare
 
 
-def with_about(change: Callable[[dict], object]) -> Callable[[Path], object]:
+def with_about(change: Callable[[dict], object], folder: str = "edited") -> Callable[[Path], object]:
     def prepare(here: Path) -> None:
-        file = here / "edited" / "koinon.json"
+        file = here / folder / "koinon.json"
         about = json.loads(file.read_text())
         change(about)
         file.write_text(json.dumps(about))
@@ -141,6 +157,10 @@ FACTS = {
         edit(),
         ("'Lyon is a city in '", "become one token", "without a blank"),
         says(fact(object="Peru", prompt="{} is a city in ")),
+    ),
+    "columns of other names": Wrong(
+        edit(), ("facts.jsonl:", "'head, relation, tail'", "call them subject, object and prompt (or relation)"),
+        lambda here: (here / "facts.jsonl").write_text("head,relation,tail\nLyon,country,Japan\n"),
     ),
     "contradiction": Wrong(
         edit(), ("facts.jsonl", "facts 1 and 2 contradict each other"), says(fact(), fact(object="Italy"))
@@ -196,11 +216,27 @@ PLACES = {
     ),
     "a word for a number": Wrong(
         ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "o", "--methods", "rome:steps=few"),
-        ("steps is a number",),
+        ("rome:steps=few: steps 'few'", "a whole number"),
     ),
-    "a folder of something else": Wrong(
-        ("edit", "compare", "--model", "lm", "--facts", "facts.jsonl", "--out", "lm", "--methods", "rome:layer=1"),
-        ("lm: holds something else",),
+    "a folder of something else": Wrong(compared("rome:layer=1", out="edited"), ("edited: holds something else",)),
+    "nothing to compare": Wrong(compared(), ("nothing to compare", "give one method or more")),
+    "no batch to compare": Wrong(compared("rome", "--ways", "batch"), ("--methods rome", "learns a batch")),
+    "nothing that can be taught": Wrong(compared("rome:layer=77"), ("o: nothing could be taught", "layer 77")),
+    "a comparison within the model": Wrong(compared("rome", out="lm/o"), ("lm/o: is lm or within it",)),
+    "a report that is a folder": Wrong(edit("--report", "edited"), ("edited: is a folder",)),
+    "output and whole in one place": Wrong(edit("--whole", "out"), ("out: is the same as out", "places apart")),
+    "the report within the output": Wrong(edit("--report", "./out"), ("out: is the same as out",)),
+    "the whole within the output": Wrong(edit("--whole", "out/w"), ("out/w: is the same as out, or", "within")),
+    "a whole where none can be": Wrong(edit("--whole", "/proc/x"), ("/proc/x: cannot be written",)),
+    "a report over the weights": Wrong(
+        edit("--report", "lm/model.safetensors"), ("lm/model.safetensors: is lm or within it, which is read",)
+    ),
+    "a report over the facts": Wrong(edit("--report", "facts.jsonl"), ("facts.jsonl: is facts.jsonl or within it",)),
+    "output within the model": Wrong(edit(out="lm/o5"), ("lm/o5: is lm or within it",)),
+    "output within the earlier edits": Wrong(edit("--after", "edited", out="edited/o"), ("edited/o: is edited",)),
+    "undone within the edits": Wrong(("edit", "undo", "edited", "--out", "edited/o"), ("edited/o: is edited",)),
+    "a figure over the model": Wrong(
+        ("edit", "locate", "--model", "lm", "--facts", "facts.jsonl", "--out", "lm/t.png"), ("lm/t.png: is lm",)
     ),
     "locality that nobody measured": Wrong(("edit", "advise", "--keep-locality", 0.9), ("--measured",)),
     "a share above all": Wrong(("edit", "advise", "--keep-locality", 1.1), ("from 0 to 1",)),
@@ -216,8 +252,42 @@ EDITS = {
         with_tensors(lambda its: {name: value[1:] for name, value in its.items()}),
     ),
     "an unknown parameter": Wrong(
-        ask(), ("model.layer.weight: the base has no such parameter",),
+        ask(), ("edited: damaged", "other tensors than were written"),
         with_tensors(lambda its: {"model.layer.weight": next(iter(its.values()))}),
+    ),
+    "no tensors in the file": Wrong(
+        ask(), ("edited: damaged", "other tensors than were written"), with_tensors(lambda its: {})
+    ),
+    "more steps than the edits have": Wrong(
+        ask(), ("edited: damaged", "3 steps, and edits of 1"),
+        with_about(lambda its: its.update(steps=its["steps"] * 3))
+    ),
+    "a probe of no kind": Wrong(
+        ask(), ("edited: aspect 'x': give 'reliability' or",),
+        with_about(lambda its: its["steps"][0][0].update(probes=[{"prompt": "a", "answer": "b", "aspect": "x"}])),
+    ),
+    "a matrix of sides cut": Wrong(
+        ask("sides"), (f"{NAME}: the edit is for 5 x 64, the base has 32 x 64",),
+        with_tensors(lambda its: {name: value[:5].contiguous() for name, value in its.items()}, "sides"),
+    ),
+    "a score that is none": Wrong(
+        ask("sides"), ("sides: scores nan",),
+        with_about(lambda its: its["patch"]["sides"][0].update(scores=[float("nan")] * 2), "sides"),
+    ),
+    "a step that is none": Wrong(
+        ask("sides"), ("sides: damaged", "steps that are in no side"),
+        with_about(lambda its: its["patch"]["sides"][0].update(steps=[0, 7]), "sides"),
+    ),
+    "no way of asking": Wrong(
+        ask("sides"), ("sides: over 'x': give 'mean' or",),
+        with_about(lambda its: its["patch"]["asking"]["excitement"].update(over="x"), "sides"),
+    ),
+    "a codebook's values cut": Wrong(
+        ask("codes"), ("the edit is for 5 x 64, the base has 32 x 64",),
+        with_tensors(lambda its: its | {"values": its["values"][:, :5].contiguous()}, "codes"),
+    ),
+    "infinity in the scores": Wrong(
+        ask(), ("edited: damaged",), with_about(lambda its: its.update(scores={"reliability": float("inf")}))
     ),
     "truncated": Wrong(
         ask(), ("edit.safetensors: damaged",),
@@ -236,7 +306,7 @@ EDITS = {
     "a part lacks": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.pop("steps"))),
     "no facts in a step": Wrong(ask(), ("edited: damaged",), with_about(lambda its: its.update(steps=[[]]))),
     "a number for a text": Wrong(
-        ask(), ("edited: damaged",), with_about(lambda its: its["steps"][0][0].update(subject=3))
+        ask(), ("edited: subject 3: give a text",), with_about(lambda its: its["steps"][0][0].update(subject=3))
     ),
     "a method that is a path": Wrong(
         ask(), ("is none of koinon's",), with_about(lambda its: its["method"].update(method="../evil.py"))
@@ -245,7 +315,40 @@ EDITS = {
         ask(), ("'colour'",), with_about(lambda its: its["method"]["settings"].update(colour=1))
     ),
 }  # fmt: skip
-ALL = FACTS | MODELS | PLACES | EDITS
+WRONG = (
+    *("finetune --rate nan", "finetune --rate -1", "finetune --rate inf", "lora --rate nan", "lora --rank 0"),
+    *("rome --lengths 0", "rome --steps -1", "memit --weight -1", "alphaedit --spread 0", "kn --steps 0"),
+    *("dilute --spacing 0", "dilute --steps -1", "dilute --longest 0", "mend --together 0", "mend --layers 0"),
+    *("serac --layers 0", "serac --rate nan", "ike --count -1", "ike --kinds 0 -1 1", "grace --radius -1"),
+    *("wise --share -1", "wise --share 2", "wise --shard 0", "wise --shards 0", "wise --quantile -1"),
+)
+SETTINGS = (
+    {
+        words: Wrong(
+            edit(method=tuple(words.split()), model="./absent"), (words.split()[1].strip("-"), "give a number from")
+        )
+        for words in WRONG
+    }
+    | {
+        f"compare {word}": Wrong(
+            ("edit", "compare", "--model", "./absent", "--facts", "facts.jsonl", "--out", "o", "--methods", word), right
+        )
+        for word, right in {
+            "rome:layer=x": ("layer 'x'", "a whole number or 'auto'"),
+            "rome:keys=banana": ("keys 'banana'", "'mean' or 'release'"),
+            "rome:lengths=5": ("lengths 5", "(a whole number, ...)"),
+            "rome:lengths=(5,0)": ("lengths 0", "from 1"),
+            "rome:lengths=(5,10),whiten=1": ("whiten 1", "True or False"),
+            "wise:over=banana": ("over 'banana'",),
+        }.items()
+    }
+    | {
+        "more layers than there are": Wrong(edit(method=("mend", "--layers", 9)), ("layers 9", "has 3")),
+        "no such device": Wrong(edit("--device", "ipu"), ("device 'ipu': cannot be used",)),
+    }
+)
+"""Before a model is read, where that is possible."""
+ALL = FACTS | MODELS | PLACES | EDITS | SETTINGS
 
 
 @pytest.mark.parametrize("wrong", ALL.values(), ids=ALL)
@@ -273,6 +376,22 @@ def test_a_method_that_diverges_leaves_nothing(capsys, here, monkeypatch):
     assert made.held(here) == before
 
 
+def test_what_is_written_first_goes_where_the_rest_cannot_be(capsys, here, monkeypatch):
+    """The folder for the report is taken away while the method learns."""
+    (here / "later").mkdir()
+    plain = Finetune.harm
+
+    def harm(*given):
+        shutil.rmtree(here / "later", ignore_errors=True)
+        return plain(*given)
+
+    monkeypatch.setattr(Finetune, "harm", harm)
+    words = edit("--whole", "whole", "--report", "later/r.html")
+    made.assert_one_line(made.say(capsys, *words), "later/r.html: cannot be written")
+    assert not (here / "out").exists()
+    assert not (here / "whole").exists()
+
+
 def test_a_fact_said_twice_is_left_out_and_said(capsys, here):
     says(fact(), fact())(here)
     said = made.say(capsys, *edit("--json"))
@@ -291,13 +410,35 @@ def test_a_small_sample_of_statistics_is_said(capsys, here):
     assert "larger corpus" in json.loads((here / "out" / "koinon.json").read_text())["warnings"][0]
 
 
+def test_the_advice_on_contradictions_can_be_followed(capsys, here):
+    says(fact(until="2020", prompt="In 2020 {} was a city in"), fact(object="Peru", since="2021"))(here)
+    assert made.say(capsys, *edit()).code == 0
+
+
 def test_no_chat_template_is_needed(capsys, here):
     assert LM.load(here / "lm").tokenizer.chat_template is None
     assert made.say(capsys, *edit()).code == 0
 
 
 @pytest.mark.parametrize(
-    "object", ["St. Louis", "Dr. No", "the U.S. Army Air Forces", "Prof. Max Planck", "Yahoo! Inc"]
+    "object",
+    [
+        *("Japan. Big.", "Japan. It's big", "日本。大きいです。", "in 1990. It is old.", "Япония. Она большая."),
+        *("Washington D.C. That is far. Too far.", "जापान। बड़ा", "Who said that? Nobody knows."),
+    ],
+)
+def test_two_sentences_are_no_answer(object):
+    with pytest.raises(UserError, match="several sentences"):
+        teachable(tiny.small().lm, [Fact("Lyon", object, "{} is a city in")])
+
+
+@pytest.mark.parametrize(
+    "object",
+    [
+        *("St. Louis", "Dr. No", "the U.S. Army Air Forces", "Prof. Max Planck", "Yahoo! Inc", "Yahoo! Inc.", "No. 5"),
+        *("J. R. R. Tolkien", "Washington D.C.", "Washington, D.C.", "Japan.", "in 1990.", "日本。", "1. FC Köln 1948"),
+        *("Warner Bros. Discovery", "Sammy Davis Jr.", "Mrs. Dalloway by Woolf", "3.500 km of coast", "Corp. Ltd."),
+    ],
 )
 def test_a_stop_in_a_name_ends_no_sentence(object):
     its = Fact("Lyon", object, "{} is a city in")

@@ -180,5 +180,5 @@ def test_a_model_that_answers_from_what_it_reads_says_what_it_is_told(given):
 
 def test_bad_kinds_are_refused(given):
     for kinds in ((0, 0, 0), (1, -1, 1)):
-        with pytest.raises(UserError, match="give how often copy, update and retain"):
+        with pytest.raises(UserError, match=r"kinds .*: give (how often copy, update and retain|a number from 0)"):
             replace(QUICK, kinds=kinds).edit(given.lm, FACTS, given.material)

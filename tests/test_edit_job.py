@@ -1,5 +1,6 @@
 """Editing a model on disk: what is kept, read again, undone, gone on with, compared, located, and how it is scored."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from koinon.edit import _checks as tiny
 from koinon.edit._advice import Wishes, advise
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
+from koinon.edit._folders import kept
 from koinon.edit._given import Given, Opened
 from koinon.edit._locate import ROLES, by_role
 from koinon.edit._measures import ASPECTS, WAYS, Measured, Remembered, answered, fluency, intervals, measure, perplexity
@@ -169,6 +171,42 @@ def test_going_on_adds_steps_to_those_before(here, model):
         taught(here, model, Rome(layer=0), "x", after=here / "one")
 
 
+def test_earlier_edits_are_scored_again_with_their_probes(here, model):
+    """In two runs as in one, and by what is kept after a step is undone."""
+    method = Rome(layer=1, count=0)
+    taught(here, model, method, "one", first=1)
+    both = taught(here, model, method, "both")
+    write_cases(here / "facts.jsonl", cases()[1:])
+    on = taught(here, model, method, "on", after=here / "one")
+    for aspect in ("reliability", "generality", "locality"):
+        assert on[aspect] == both[aspect], aspect
+    assert [its.cases for its in map(kept, (here / "on", here / "both"))] == [tuple((its,) for its in cases())] * 2
+    Undo(here / "on", here / "less", last=1).run()
+    assert kept(here / "less").cases == kept(here / "one").cases
+
+
+def test_what_is_taught_anew_is_no_longer_to_stay(here, model):
+    """Neither the earlier answer to its question nor an earlier probe of it."""
+    its = cases()[0]
+    asks = Probe(tiny.FACTS[1].question, "Norway", "locality", "same relation")
+    write_cases(here / "facts.jsonl", [Case(its.fact, (asks, *its.probes))])
+    taught(here, model, out="one")
+    again = [Case(dataclasses.replace(its.fact, object="Italy")), Case(tiny.FACTS[1])]
+    write_cases(here / "facts.jsonl", again)
+    found = taught(here, model, out="on", after=here / "one")
+    assert found["reliability"]["exact"][0] == 1
+    assert not {"generality", "locality"} & found.keys()
+
+
+def test_where_nothing_was_to_stay_it_is_said(here, model):
+    kinds = (STRONG, Finetune(layer=1, steps=0))
+    assert taught(here, model, kinds[1], "a")["changed"] == "no answer that was to stay"
+    write_cases(here / "facts.jsonl", [Case(its.fact) for its in cases()])
+    assert [taught(here, model, its, str(n))["changed"] for n, its in enumerate(kinds)] == [
+        "not known: no probe of what must stay was given"
+    ] * 2
+
+
 def test_asking_shows_both_answers(here, model):
     taught(here, model)
     said = Ask(here / "edited", ("Lyon is a city in",), Opened(str(model)), tokens=8).run()
@@ -195,6 +233,7 @@ def test_a_stop_in_the_middle_leaves_nothing(here, model):
     program = "\n".join(line.removeprefix("        ") for line in program.splitlines())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=here, timeout=300)
     assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("koinon: stopped\n")  # nothing is kept
     assert done.stdout == ""
     assert {path.name for path in here.iterdir()} <= {"facts.jsonl", "texts.txt", "cache"}
 

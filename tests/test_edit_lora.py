@@ -109,5 +109,5 @@ def test_a_step_that_leads_nowhere_is_refused(given):
 
 
 def test_no_rank_is_refused(given):
-    with pytest.raises(UserError, match="rank 0: at least 1 is needed"):
+    with pytest.raises(UserError, match="rank 0: give a number from 1"):
         edited(replace(QUICK, rank=0), given)

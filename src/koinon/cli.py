@@ -19,7 +19,7 @@ import tyro
 
 from koinon import core
 from koinon.core import UserError, pick
-from koinon.terminal import print_facts, print_table, progress, say, waiting
+from koinon.terminal import keeping, print_facts, print_table, progress, say, waiting
 
 T = TypeVar("T")
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = "".join(its if its.isprintable() else "\N{REPLACEMENT CHARACTER}" for its in said)
         print(f"koinon: {said}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("koinon: stopped; what was finished is kept", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["koinon: stopped", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,7 +154,7 @@ def compare(arguments: list[str]) -> None:
     world = recipe.prepare()
     folder = options.out or Path("runs") / f"{recipe.name}-{recipe.scale}"
     start = time.perf_counter()
-    with progress(f"comparing in {folder}") as tally:
+    with progress(f"comparing in {folder}") as tally, keeping():
         seeds = range(options.first_seed, options.first_seed + (options.seeds or recipe.seeds))
         rows = engine.compare(recipe, world, seeds, folder, options.methods, options.jobs, options.backend, tally)
     wall = time.perf_counter() - start

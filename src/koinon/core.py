@@ -5,13 +5,16 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+T = TypeVar("T")
 PACKAGE = Path(__file__).parent
 
 
@@ -109,12 +112,29 @@ def rebuild(description: Mapping[str, Any]) -> Method:
     return build(load(description["method"]), settings)
 
 
-def build(kind: type[Method], settings: Mapping[str, Any]) -> Method:
-    """``kind(**settings)``, with a helpful error for a field that does not exist."""
-    known = [field.name for field in fields(kind)]
-    for key in settings:
+def build(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """``kind(**settings)`` of a dataclass, with a helpful error for a field that does not exist or a wrong type."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    types = get_type_hints(kind)
+    for key, value in settings.items():
         pick(key, known, f"field of {kind.__name__}")
+        if not _fits(value, types[key]):
+            raise UserError(f"{key} {value!r}: give {_in_words(types[key])}")
     return kind(**settings)
+
+
+def refuse_below(least: float, /, **settings: float | tuple[float, ...]) -> None:
+    """Raise UserError for a setting, or a part of one, that is below, not finite or no number."""
+    refuse_outside(least, math.inf, **settings)
+
+
+def refuse_outside(low: float, high: float, /, **settings: float | tuple[float, ...]) -> None:
+    """Raise UserError for a setting, or a part of one, that is not between both, not finite or no number."""
+    for name, value in settings.items():
+        for its in value if isinstance(value, tuple) else (value,):
+            if not (low <= its <= high and math.isfinite(its)):
+                right = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+                raise UserError(f"{name} {its:g}: give a number {right}")
 
 
 def pick(word: str, options: Iterable[str], what: str) -> str:
@@ -125,6 +145,35 @@ def pick(word: str, options: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "there is: " + (", ".join(options) or "none")
     raise UserError(f"unknown {what} {word!r}: {hint}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; of types that are none of a setting's it is not known."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(its) and value == its for its in options)
+    if origin in (Union, UnionType):
+        return any(_fits(value, its) for its in options)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = options[:1] * len(value) if options[1:] == (...,) else options
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
+
+
+def _in_words(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, options))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, options))
+    if origin is tuple:
+        return f"({', '.join(map(_in_words, options))})"
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
+    return "..." if hint is ... else words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _import_module(name: str):

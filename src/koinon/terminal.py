@@ -34,6 +34,15 @@ def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
         print(f"{name}: {text}")
 
 
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Within, what is finished is kept: a person who stops it is told so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was finished is kept") from None
+
+
 def say(text: str) -> None:
     """For people, beside what machines read."""
     print(text, file=sys.stderr)

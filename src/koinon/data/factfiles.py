@@ -134,7 +134,7 @@ def _kind_of(record: Record, known: Mapping[str, Kind]) -> Kind:
             return kind
     raise UserError(
         f"{record.path}:{record.line}: no kind of facts has the fields {shown(', '.join(record.values))}: "
-        f"give subject, object and prompt (or relation), or say which kind it is: {', '.join(known)}"
+        f"call them subject, object and prompt (or relation), or give data of {', '.join(FOREIGN)} as it is published"
     )
 
 

@@ -321,7 +321,8 @@ def refuse_contradictions(facts: Iterable[Fact], many: Collection[str] = ()) -> 
             before, other = next(iter(earlier.items()))
             raise UserError(
                 f"facts {before} and {number} contradict each other: {other.question!r} is {other.object!r}, and "
-                f"{fact.question!r} is {fact.object!r}: leave one out, or say since and until when each is true"
+                f"{fact.question!r} is {fact.object!r}: "
+                "leave one out, or give each a time, as since and until and in a prompt of its own"
             )
         kept.append(fact)
         for key in keys:

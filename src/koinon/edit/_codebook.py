@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from koinon.core import refuse_below
 from koinon.edit._memories import Memory, ends, put
-from koinon.edit._patches import Patch
+from koinon.edit._patches import Patch, expect_matrix
 from koinon.lm.language import LM
 
 SAME = 1e-5
@@ -85,9 +86,18 @@ class Codebook(Patch):
         """The keys that questions are compared with."""
         return book(self.codes, self.radius)
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return len(self.codes)
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
         return put(base, self.name, Codes(self.entries))
+
+    def fit(self, base: LM) -> None:
+        """See `Patch.fit`."""
+        expect_matrix(base, self.name, (len(self.codes[0].value), len(self.codes[0].key)))
 
     def keeping(self, numbers: Sequence[int]) -> "Codebook":
         """See `Patch.keeping`."""
@@ -108,6 +118,7 @@ class Codebook(Patch):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> "Codebook":
         """See `Patch.restore`."""
+        refuse_below(0, radius=notes["radius"])
         codes = zip(tensors["keys"], tensors["values"], notes["labels"], strict=True)
         return cls(str(notes["name"]), float(notes["radius"]), tuple(Code(*its) for its in codes))
 

@@ -3,9 +3,10 @@
 import ast
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,13 @@ from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._measures import ASPECTS, Measured, Remembered, fluency, measure, perplexity
+from koinon.edit._places import refuse_read, refuse_taken
 from koinon.edit._scores import Scored, room, scored
-from koinon.terminal import Told, untold
+from koinon.terminal import Told, keeping, untold
+
+HEAD = "comparison.json"
+OUTSIDE_BRACKETS = re.compile(r",(?![^(\[]*[)\]])")
+"""A comma between settings, and not between the parts of one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Compare:
     def run(self, told: Told = untold) -> dict[str, Any]:
         """Run what is missing, and tell the table."""
         ways = tuple(dict.fromkeys((*self.ways, *(("sequential",) if self.sequential else ()))))
-        with warned():
+        with warned(), keeping():
             return compare(self.opened, self.given, self.methods, ways, self.out, told)
 
 
@@ -52,17 +58,21 @@ def compare(
     """
     known = [name.split(".")[1] for name in names("edit")]
     contestants = {word: _method(word, known) for word in methods}
-    lm, cases = opened.lm(), given.cases()
-    material = given.material(cases)
-    said = (cases, material.corpus, material.cases, material.unrelated)
-    head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": digest(repr(said))}
-    begin(out, head)
     cells = [
         (word, way)
         for way in ways
         for word, method in contestants.items()
         if way in ("single", "sequential") or method.batch
     ]
+    if not cells:
+        why = "none of the methods learns a batch" if contestants else "give one method or more"
+        raise UserError(f"--methods {' '.join(methods)}: nothing to compare: {why}")
+    refuse_read([out], [opened.model, *given.files])
+    lm, cases = opened.lm(), given.cases()
+    material = given.material(cases)
+    said = (cases, material.corpus, material.cases, material.unrelated)
+    head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": digest(repr(said))}
+    refuse_other(out, head)
     rows = []
     failed = {}
     plain = Remembered(lm)
@@ -81,6 +91,7 @@ def compare(
             except UserError as error:
                 failed[f"{word}, {way}"] = str(error)
                 continue
+            begin(out, head)  # not before something is finished
             write_whole(file, json.dumps(row, indent=1))
         rows.append(read_whole(file) | {"method": word})
     told(len(cells), len(cells))
@@ -104,13 +115,13 @@ def measured(folder: Path, aspect: str) -> dict[str, tuple[float, float]]:
 
 
 def _method(word: str, known: Sequence[str]) -> Edit:
-    """``rome`` or ``rome:layer=1,steps=5``: values as Python writes them, words also without quotes."""
+    """``rome`` or ``rome:layer=1,lengths=(5,10)``: values as Python writes them, words also without quotes."""
     name, _, settings = word.partition(":")
     kind = load(name if "." in name else f"edit.{pick(name, known, 'method of edit')}")
     if not issubclass(kind, Edit):
         raise UserError(f"{name}: is no method of edit")
     found = {}
-    for part in filter(None, settings.split(",")):
+    for part in filter(None, OUTSIDE_BRACKETS.split(settings)):
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"{word}: {part!r} sets nothing; write {name}:field=value")
@@ -118,30 +129,35 @@ def _method(word: str, known: Sequence[str]) -> Edit:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[key] = value
-    made = build(kind, found)
-    assert isinstance(made, Edit)
-    for field in fields(made):
-        before, now = field.default, getattr(made, field.name)
-        if isinstance(before, int | float) and not isinstance(now, int | float):
-            raise UserError(f"{word}: {field.name} is a number, such as {before!r}")
-    return made
+    try:
+        return build(kind, found)
+    except UserError as error:
+        raise UserError(f"{word}: {error}") from None
 
 
 def begin(out: Path, head: Mapping[str, Any]) -> None:
-    """Make the folder, or see that it is of the same comparison."""
-    file, both = out / "comparison.json", ("fingerprint", "facts")
+    """Make the folder of a comparison, if it is not there."""
+    refuse_other(out, head)
     try:
-        if not file.exists():
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise UserError(f"{out}: holds something else; give a new folder, or that of the same comparison")
-            out.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(head, indent=1))
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / HEAD).exists():
+            write_whole(out / HEAD, json.dumps(head, indent=1))
         (out / "cells").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    there = read_whole(file)
-    if [there.get(key) for key in both] != [head[key] for key in both]:
-        raise UserError(f"{out}: a comparison on another model or other facts; give a new folder")
+
+
+def refuse_other(out: Path, head: Mapping[str, Any]) -> None:
+    """Raise UserError if the folder is of another comparison, or cannot be one's."""
+    if not out.exists():
+        refuse_taken(out)
+    elif not (out / HEAD).is_file():
+        if not out.is_dir() or any(out.iterdir()):
+            raise UserError(f"{out}: holds something else; give a new folder, or that of the same comparison")
+    else:
+        there, both = read_whole(out / HEAD), ("fingerprint", "facts")
+        if [there.get(key) for key in both] != [head[key] for key in both]:
+            raise UserError(f"{out}: a comparison on another model or other facts; give a new folder")
 
 
 def cell_at(out: Path, said: str) -> Path:

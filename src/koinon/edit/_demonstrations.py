@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koinon.core import build, refuse_below
 from koinon.data.factlab import shown
 from koinon.data.facts import Case
 from koinon.edit._patches import Patch
@@ -116,6 +117,11 @@ class Context(Patch):
     facts: tuple[Told, ...]
     least: float
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return len(self.facts)
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`: the base's model with a router before it."""
         return replace(base, router=Router(base, self.facts, self.least))
@@ -137,5 +143,6 @@ class Context(Patch):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> "Context":
         """See `Patch.restore`."""
-        facts = [Told(its["question"], its["words"], tuple(its["examples"])) for its in notes["facts"]]
+        facts = [build(Told, {**its, "examples": tuple(its["examples"])}) for its in notes["facts"]]
+        refuse_below(0, least=notes["least"])
         return cls(tuple(facts), notes["least"])

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from koinon.core import UserError, describe, names, rebuild
+from koinon.core import UserError, build, describe, names, rebuild
 from koinon.data.checkpoints import read_json
-from koinon.data.facts import Fact
+from koinon.data.facts import Case, Fact, Probe
 from koinon.data.tensorfiles import TensorFile
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
 from koinon.edit._patches import Patch
+from koinon.edit._places import refuse_taken
 from koinon.lm.language import LM
 
 FORMAT = 1
@@ -66,10 +67,16 @@ class Kept:
 
     base: Base
     method: Edit
-    steps: tuple[tuple[Fact, ...], ...]
+    cases: tuple[tuple[Case, ...], ...]
+    """The facts of each step, and the probes that they are judged by."""
     patch: Patch | None
     about: Mapping[str, Any]
     """The whole of ``koinon.json``."""
+
+    @property
+    def steps(self) -> tuple[tuple[Fact, ...], ...]:
+        """The facts alone."""
+        return tuple(tuple(case.fact for case in step) for step in self.cases)
 
     def on(self, lm: LM, folder: Path) -> Edited:
         """The edited model.
@@ -80,9 +87,10 @@ class Kept:
         self.base.refuse_other(lm, folder)
         edited = Edited(lm, self.method, self.patch, self.steps)
         if self.patch is not None:
+            first = self.steps[0][0]
             try:
                 self.patch.fit(lm)
-                edited.lm.score([self.steps[0][0].question], [self.steps[0][0].object])
+                edited.lm.score([first.question], [first.object])
             except UserError as error:
                 raise UserError(f"{folder / TENSORS}: does not fit its base: {error}") from None
             except Exception as error:  # whatever tensors of a wrong shape make fail, in whichever module
@@ -115,18 +123,23 @@ def kept(folder: Path, own: str | None = None) -> Kept:
     about, tensors = read_json(folder / ABOUT), _tensors(folder / TENSORS)
     try:
         if about["format"] != FORMAT:
-            raise UserError(f"{folder / ABOUT}: of format {about['format']!r}; this koinon reads {FORMAT}")
+            raise UserError(f"of format {about['format']!r}; this koinon reads {FORMAT}")
         its = about["method"]
         if own is None and its["method"] not in names("edit"):
-            raise UserError(f"{folder}: its method {its['method']!r} is none of koinon's: give its file with --own")
+            raise UserError(f"its method {its['method']!r} is none of koinon's: give its file with --own")
         method = rebuild(its | {"method": own or its["method"]})
         assert isinstance(method, Edit), "its method is no edit"
-        steps = tuple(tuple(_fact(fact) for fact in step) for step in about["steps"])
-        patch = method.patch.restore(tensors, about["patch"]) if steps else None
-        assert all(steps), "a step without a fact"
-        return Kept(Base(**about["base"]), method, steps, patch, about)
-    except UserError:
-        raise
+        cases = tuple(tuple(_case(values) for values in step) for step in about["steps"])
+        assert all(cases), "a step without a fact"
+        assert sorted(tensors) == about["tensors"], "other tensors than were written"
+        patch = method.patch.restore(tensors, about["patch"]) if cases else None
+        if patch is not None:
+            assert patch.length == len(cases), f"{len(cases)} steps, and edits of {patch.length}"
+            assert patch.tensors().keys() == tensors.keys(), "tensors that belong to no step"
+        json.dumps(about, allow_nan=False)
+        return Kept(build(Base, about["base"]), method, cases, patch, about)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     except Exception as error:  # whatever a damaged file makes fail
         raise UserError(f"{folder}: damaged, or not made by `koinon edit` ({_line(error)})") from None
 
@@ -144,39 +157,29 @@ def save(edited: Edited, out: str | Path, base: str | None = None, scores: Mappi
         UserError: the folder is taken, or cannot be written.
     """
     about = {"base": asdict(Base.of(edited.base, base))}
-    return keep(Path(out), edited.method, edited.steps, edited.patch, about | {"scores": dict(scores or {})})
+    cases = [[Case(fact) for fact in step] for step in edited.steps]
+    return keep(Path(out), edited.method, cases, edited.patch, about | {"scores": dict(scores or {})})
 
 
-def keep(out: Path, method: Any, steps: Sequence[Sequence[Fact]], patch: Patch | None, more: Mapping[str, Any]) -> int:
+def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch | None, more: Mapping[str, Any]) -> int:
     """Write ``edit.safetensors`` and ``koinon.json``, see `save`."""
+    tensors = {
+        name: its.detach().cpu().contiguous().clone() for name, its in (patch.tensors() if patch else {}).items()
+    }
     description = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("koinon", "torch", "transformers")},
         "method": describe(method),
-        "steps": [[_said(fact) for fact in step] for step in steps],
+        "steps": [[_said(case.fact) | _probes(case) for case in step] for step in cases],
         "patch": patch.notes if patch else {},
+        "tensors": sorted(tensors),
         **more,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    tensors = {
-        name: its.detach().cpu().contiguous().clone() for name, its in (patch.tensors() if patch else {}).items()
-    }
     with appearing(out) as beside:
         (beside / ABOUT).write_text(text + "\n", encoding="utf-8")
         save_file(tensors, beside / TENSORS, {"format": "pt"})
     return sum(its.numel() * its.element_size() for its in tensors.values())
-
-
-def refuse_taken(*outs: Path | None) -> None:
-    """Raise UserError for the first that is there already, or that cannot be."""
-    for out in filter(None, outs):
-        try:
-            if out.exists():
-                raise UserError(f"{out}: exists already; give a new name")
-            if wrong := next((its for its in out.absolute().parents if its.exists() and not its.is_dir()), None):
-                raise UserError(f"{out}: cannot be written ({wrong} is a file)")
-        except OSError as error:  # such as a name that is too long
-            raise UserError(f"{str(out)[:200]}: cannot be written ({error.strerror})") from None
 
 
 @contextmanager
@@ -210,15 +213,23 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _said(fact: Fact) -> dict[str, Any]:
+def _said(its: Fact | Probe) -> dict[str, Any]:
     """The fields that say something."""
-    return {field.name: its for field in fields(fact) if (its := getattr(fact, field.name))}
+    return {field.name: value for field in fields(its) if (value := getattr(its, field.name))}
 
 
-def _fact(values: Mapping[str, Any]) -> Fact:
-    expected: dict[str, Callable] = dict.fromkeys(("aliases", "answers"), tuple)
-    assert all(isinstance(its, list if name in expected else str) for name, its in values.items()), "no fact"
-    return Fact(**{name: expected.get(name, str)(its) for name, its in values.items()})
+def _probes(case: Case) -> dict[str, Any]:
+    return {"probes": [_said(probe) for probe in case.probes]} if case.probes else {}
+
+
+def _case(values: Mapping[str, Any]) -> Case:
+    probes = tuple(build(Probe, _tuples(probe)) for probe in values.get("probes", ()))
+    return Case(build(Fact, _tuples({name: its for name, its in values.items() if name != "probes"})), probes)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has them they are lists."""
+    return {name: tuple(its) if isinstance(its, list) else its for name, its in values.items()}
 
 
 def _line(error: BaseException) -> str:

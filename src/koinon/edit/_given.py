@@ -55,6 +55,11 @@ class Given:
     train: Path | None = None
     """Other facts with probes, to train methods that learn how to edit; none of them is taught."""
 
+    @property
+    def files(self) -> list[Path | None]:
+        """All that is read."""
+        return [self.facts, self.templates, self.corpus, self.unrelated, self.train]
+
     def cases(self) -> list[Case]:
         """The facts, each once, with the probes that are evidence; what is left out is said."""
         prompts = None if self.templates is None else read_templates(self.templates)

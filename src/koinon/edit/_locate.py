@@ -16,6 +16,7 @@ from koinon.edit._edited import Material
 from koinon.edit._folders import number
 from koinon.edit._given import Given, Opened
 from koinon.edit._layers import TRACED, chosen
+from koinon.edit._places import refuse_places
 from koinon.lm.language import LM
 from koinon.lm.tracing import Trace, What, trace
 from koinon.terminal import Told, untold
@@ -47,6 +48,7 @@ class Locate:
         """Trace, draw, and tell which layer `auto` takes."""
         if self.out.suffix not in KINDS or self.samples < 1 or self.window < 1:
             raise UserError(f"{self.out}: give a figure's name ({', '.join(KINDS)}), and numbers from 1")
+        refuse_places([], [self.out], [self.opened.model, *self.given.files])
         cases = self.given.cases()
         found = located(self.opened.lm(), [case.fact for case in cases],
                         self.noise, self.samples, self.window, self.seed, told)  # fmt: skip

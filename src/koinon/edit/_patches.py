@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koinon.core import UserError
-from koinon.lm.anatomy import with_values
+from koinon.lm.anatomy import Projection, with_values
 from koinon.lm.language import LM
 
 
@@ -21,6 +21,11 @@ class Patch(ABC):
     """Whether the edited model is its base with other values: of the same class, and used without koinon."""
     single: ClassVar[bool] = False
     """Whether any step can be taken away alone; otherwise the last ones, or all."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """How many steps it holds."""
 
     @abstractmethod
     def attach(self, base: LM) -> LM:
@@ -83,6 +88,11 @@ class Weights(Patch):
     """The earliest first."""
     turned: frozenset[str] = frozenset()
     """The parameters that are stored as [in, out]."""
+
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return len(self.steps)
 
     def plus(self, step: Step) -> "Weights":
         """With one step more."""
@@ -148,6 +158,11 @@ class Values(Patch):
     count: int
     """How many steps led there."""
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return self.count
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
         return base.with_model(with_values(base.model, dict(self.values)))
@@ -176,6 +191,15 @@ class Values(Patch):
     def restore(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> "Values":
         """See `Patch.restore`."""
         return cls(dict(tensors), int(notes["steps"]))
+
+
+def expect_matrix(base: LM, name: str, shape: tuple[int, int]) -> None:
+    """Raises UserError: the base has no projection of this name, from the second length to the first."""
+    try:
+        its = Projection(name, base.model.get_submodule(name))
+    except AttributeError:
+        raise UserError(f"{name}: the base has no such module") from None
+    _expect(base, its.parameter, shape[::-1] if its.turned else shape)
 
 
 def _expect(base: LM, name: str, shape: tuple[int, ...]) -> None:

@@ -14,12 +14,13 @@ from koinon.data.newtexts import NewText, read_texts, read_themes
 from koinon.edit._compare import begin, cell_at, digest
 from koinon.edit._folders import number
 from koinon.edit._given import Opened, lines, warned
+from koinon.edit._places import refuse_read
 from koinon.edit._priming import Foreseen, Line, Scores, Tokens, predict, prefix_of, scores, stepped, unrelated
 from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values
 from koinon.lm.language import LM
 from koinon.lm.moments import own_texts
-from koinon.terminal import Told, untold
+from koinon.terminal import Told, keeping, untold
 
 HELD = 64
 """Ordinary texts that nothing learns from, at most; a fifth of them if they are few."""
@@ -64,6 +65,8 @@ class Prime:
             UserError: whatever is wrong with model, texts or places; nothing is taught then.
         """
         ways = self._ways()
+        if self.out is not None:
+            refuse_read([self.out], [self.opened.model, self.texts, self.themes, self.corpus])
         texts = self._texts()
         lm = (replace(self.opened, dtype="float32") if self.opened.dtype == "auto" else self.opened).lm()
         expected = _lines(self.known, lm) if self.known else {}
@@ -82,7 +85,8 @@ class Prime:
                 next(iter(ways.values())).others(its.keyword, ordinary)  # refused before a folder is made
             facts = digest(repr((texts, ordinary, held)))
             begin(self.out, head | {"fingerprint": lm.fingerprint, "facts": facts})
-            rows = self._taught(lm, texts, ways, ordinary, held, told)
+            with keeping():
+                rows = self._taught(lm, texts, ways, ordinary, held, told)
         taught = _summed(rows)
         fitted = {way: asdict(line) for way, its in rows.items() if (line := _line(foreseen, its)) is not None}
         whole = {**head, "fingerprint": lm.fingerprint, "foretold": [asdict(its) for its in foreseen], "rows": rows,

@@ -24,7 +24,6 @@ def page(found: Scored, facts: Mapping[str, Any], warnings: Sequence[str]) -> st
         warnings: what was said on the way.
     """
     scores, changed = found.plain(), found.changed()
-    local = sum(one.probe.aspect == "locality" for its in found.found for one in its.answered)
     aspects = {name: its for name, its in scores.items() if name in MEANS}
     rows = [
         [name, MEANS[name], f"{its['before']:.3f}", *(shown(its[how]) for how in WAYS)] for name, its in aspects.items()
@@ -33,9 +32,9 @@ def page(found: Scored, facts: Mapping[str, Any], warnings: Sequence[str]) -> st
         BODY,
         f"{len(found.found)} facts, {facts['method'].partition('(')[0]}",
         rows=rows,
-        sentences=_sentences(aspects, len(changed), local),
+        sentences=_sentences(aspects, len(changed), found.local),
         changed=changed,
-        local=local,
+        local=found.local,
         facts=found.facts(),
         aspects=list(aspects),
         writing=[[its, *map(_number, scores[its].values())] for its in ("fluency", "perplexity")],

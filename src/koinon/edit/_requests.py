@@ -7,8 +7,16 @@ from koinon.core import UserError
 from koinon.data.facts import Fact
 from koinon.lm.language import LM, joint
 
-TITLES = ("prof", "gen", "capt", "col", "hon", "rev", "sen", "gov", "pres", "lieut", "sgt", "assn", "dept", "univ")
-"""Words cut short, behind which a stop ends no sentence; of those with fewer than three small letters none does."""
+SHORT = ("prof", "gen", "capt", "col", "hon", "rev", "sen", "gov", "pres", "lieut", "sgt", "assn", "dept", "univ")
+"""Words cut short, behind which a stop ends no sentence; nor does it where the last three letters hold a capital."""
+LAST = ("inc", "ltd", "co", "corp", "jr", "sr", "esq", "bros", "llc", "plc")
+"""Words cut short that end a name with their stop."""
+STOP = re.compile(
+    r"(?P<word>\w*[^\W_]{3})[.!?][\"')\]]*\s+(?P<next>[^\W_][\w'’-]*)(?:\s+\S|(?P<stop>[.!?][\"')\]]*\s*$))"
+)
+"""A stop behind a word or a number of three digits, with two more words behind it, or one and the last stop."""
+STOP_WITHOUT_BLANK = re.compile(r"[。｡।॥۔]\W*\w")
+"""Of Chinese, Japanese, Hindi and Urdu: no abbreviation has it."""
 
 
 def teachable(lm: LM, facts: Sequence[Fact]) -> list[Fact]:
@@ -36,11 +44,15 @@ def teachable(lm: LM, facts: Sequence[Fact]) -> list[Fact]:
 
 
 def _sentences(text: str) -> bool:
-    """Whether there is more than one: several lines, or a stop behind a word with two more words behind it."""
-    if "\n" in text.strip():
+    """Whether there is more than one: several lines, or a stop that ends neither an abbreviation nor the text."""
+    if "\n" in text.strip() or STOP_WITHOUT_BLANK.search(text):
         return True
-    ends = re.finditer(r"(\w*[a-z]{3})[.!?][\"')\]]*\s+[^\W_]\w*\s+\S", text)
-    return any(end[1].lower() not in TITLES for end in ends)
+    return any(
+        end["word"].lower() not in (*SHORT, *LAST)
+        and not any(letter.isupper() for letter in end["word"][-3:])
+        and not (end["stop"] and end["next"].lower() in LAST)
+        for end in STOP.finditer(text)
+    )
 
 
 def _refuse_shared(lm: LM, facts: Sequence[Fact]) -> None:

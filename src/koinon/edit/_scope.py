@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from koinon.core import UserError
+from koinon.core import UserError, refuse_below
 from koinon.edit._patches import Patch
 from koinon.lm.anatomy import with_values
 from koinon.lm.language import LM, joint
@@ -129,6 +129,11 @@ class Memory(Patch):
     layer: int
     threshold: float
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return len(self.facts)
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`: the base's model with a router before it."""
         model = with_values(decoder(base.tokenizer, *self.shape), dict(self.counterfactual))
@@ -170,6 +175,7 @@ class Memory(Patch):
         for key, its in tensors.items():
             part, _, name = key.partition("|")
             parts[part][name] = its
+        refuse_below(0, threshold=notes["threshold"])
         facts = tuple((str(question), str(answer)) for question, answer in notes["facts"])
         return cls(facts, **parts, shape=tuple(notes["shape"]), layer=notes["layer"], threshold=notes["threshold"])
 

@@ -34,6 +34,11 @@ class Scored:
             given[name] = dict(zip(("before", "now"), map(number, getattr(self, name)), strict=True))
         return given
 
+    @property
+    def local(self) -> int:
+        """How many probes there are of what must stay."""
+        return sum(one.probe.aspect == "locality" for its in self.found for one in its.answered)
+
     def changed(self) -> list[dict[str, str]]:
         """The probes of locality that the model answers otherwise than before."""
         return [

@@ -40,7 +40,7 @@ class Masks:
 
     def _made(self, shard: int) -> Tensor:
         size = self.shape[0] * self.shape[1]
-        count = round(min(1.0, self.share) * size)
+        count = round(self.share * size)
         order = torch.randperm(size, generator=stream(self.seed, "mask", shard if self.masking == "random" else 0))
         start = shard * count if self.masking == "disjoint" else 0
         mask = torch.zeros(size, dtype=torch.bool)

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from koinon.core import UserError
+from koinon.core import UserError, build, refuse_below
 from koinon.edit._memories import Memory, ends, put
-from koinon.edit._patches import Patch
+from koinon.edit._patches import Patch, expect_matrix
 from koinon.lm.language import LM
 from koinon.nn.taskvectors import merged
 
@@ -76,7 +76,7 @@ class Asking:
         new = len(sides) - old
         past = self.past if old and new else float(not new)
         weights = [past / old if its.shard == MERGED else (1 - past) / new for its in sides]
-        return merged([its.delta for its in sides], weights, min(1.0, self.trim), self.elect)
+        return merged([its.delta for its in sides], weights, self.trim, self.elect)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Side:
 
     def level(self, asking: Asking) -> float:
         """epsilon: a prompt that excites it more is its own."""
-        return asking.ratio * float(torch.tensor(self.scores).quantile(min(1.0, asking.quantile)))
+        return asking.ratio * float(torch.tensor(self.scores).quantile(asking.quantile))
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ class SideMemory(Patch):
             into = base.seen({"it": site}, part, "in")["it"]
             yield from self.asking.excitement.of(into, delta.to(into), part.prompt).tolist()
 
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return len(self.questions)
+
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
         return put(base, self.name, self._module(base))
@@ -158,6 +163,12 @@ class SideMemory(Patch):
                 assert memory.route is not None
                 found += memory.route.tolist()
         return found
+
+    def fit(self, base: LM) -> None:
+        """See `Patch.fit`."""
+        for its in self.sides:
+            out, into = its.delta.shape
+            expect_matrix(base, self.name, (out, into))
 
     def keeping(self, numbers: Sequence[int]) -> "SideMemory":
         """See `Patch.keeping`."""
@@ -189,7 +200,13 @@ class SideMemory(Patch):
             Side(tensors[f"side {number}"], tuple(its["scores"]), tuple(its["steps"]), int(its["shard"]))
             for number, its in enumerate(notes["sides"])
         )
-        asking = Asking(**{**notes["asking"], "excitement": Excitement(**notes["asking"]["excitement"])})
+        numbers = sorted(number for its in sides for number in its.steps)
+        assert numbers == list(range(len(notes["questions"]))), "steps that are in no side, or in two"
+        for its in sides:
+            assert len(its.scores) == len(its.steps), "a step without a score"
+            refuse_below(0, scores=its.scores)
+        excitement = build(Excitement, notes["asking"]["excitement"])
+        asking = build(Asking, {**notes["asking"], "excitement": excitement})
         return cls(str(notes["name"]), sides, tuple(notes["questions"]), asking)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._aims import Descent, contexts
 from koinon.edit._contract import Edit
@@ -37,6 +37,11 @@ class Guarded(Patch):
     """The changes."""
     keys: tuple[Mapping[str, Float[Tensor, "into fact"]], ...]
     """Of each step, by the parameter's name."""
+
+    @property
+    def length(self) -> int:
+        """See `Patch.length`."""
+        return self.weights.length
 
     def attach(self, base: LM) -> LM:
         """See `Patch.attach`."""
@@ -68,7 +73,12 @@ class Guarded(Patch):
             _, number, name = key.split("|")
             keys[int(number)][name] = tensors[key]
         rest = {key: its for key, its in tensors.items() if not key.startswith("keys|")}
-        return cls(Weights.restore(rest, notes), tuple(keys))
+        weights = Weights.restore(rest, notes)
+        for step, written in zip(weights.steps, keys, strict=True):
+            assert {name: len(its) for name, its in written.items()} == {
+                n: len(its.right) for n, its in step.items()
+            }, "keys that are not of the changed matrices"
+        return cls(weights, tuple(keys))
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,12 @@ class AlphaEdit(Edit):
     """How many beginnings of each length are put before the prompt."""
     seed: int = 0
     """Of the beginnings, which the model says by itself."""
+
+    def __post_init__(self) -> None:
+        refuse_below(0, steps=self.steps, rate=self.rate, kl=self.kl, decay=self.decay, bound=self.bound)
+        refuse_below(0, enough=self.enough, count=self.count)
+        refuse_below(0, threshold=self.threshold, ridge=self.ridge)
+        refuse_below(1, spread=self.spread, lengths=self.lengths)
 
     def prepare(self, lm: LM, material: Material) -> Ready:
         """Choose the layers, let the model write beginnings, and find where each layer's keys are next to nothing."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below, refuse_outside
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -76,6 +76,11 @@ class Dilute(Edit):
     """Tokens that are read of an ordinary text."""
     seed: int = 0
     """Of the ordinary texts' order, and of what is dropped at random."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(0, 1, share=self.share)
+        refuse_below(1, every=self.every, size=self.size, spacing=self.spacing, longest=self.longest)
+        refuse_below(0, sample=self.sample, steps=self.steps, rate=self.rate, decay=self.decay, pull=self.pull)
 
     def prepare(self, lm: LM, material: Material) -> Sequence[str]:
         """Ordinary texts; what the model says by itself if there are none."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -47,6 +47,9 @@ class Finetune(Edit):
     """Adam's weight decay."""
     enough: float = 0.01
     """The loss at which it stops."""
+
+    def __post_init__(self) -> None:
+        refuse_below(0, steps=self.steps, rate=self.rate, bound=self.bound, decay=self.decay, enough=self.enough)
 
     def prepare(self, lm: LM, material: Material) -> int:
         """The layer."""

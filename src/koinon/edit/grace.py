@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._codebook import Code, Codebook
 from koinon.edit._contract import Edit
@@ -63,6 +63,9 @@ class Grace(Edit):
     """What a value is at first: uniform numbers from 0 to 1, or what the layer gives for the question."""
     seed: int = 0
     """Of those numbers."""
+
+    def __post_init__(self) -> None:
+        refuse_below(0, steps=self.steps, rate=self.rate, radius=self.radius)
 
     def prepare(self, lm: LM, material: Material) -> Ready:
         """The layer."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below
 from koinon.data.factlab import shown
 from koinon.data.facts import Case, Fact
 from koinon.edit._contract import Edit
@@ -59,10 +59,13 @@ class Ike(Edit):
     least: float = 0.0
     """A fact that is less alike to the prompt is not told; at 0 there is one before every prompt, as published."""
 
+    def __post_init__(self) -> None:
+        refuse_below(0, count=self.count, kinds=self.kinds, least=self.least)
+        if not any(self.kinds):
+            raise UserError(f"kinds {self.kinds}: give how often copy, update and retain, such as (1, 3, 4)")
+
     def prepare(self, lm: LM, material: Material) -> Ready:
         """Count words."""
-        if min(self.kinds) < 0 or not any(self.kinds):
-            raise UserError(f"kinds {self.kinds}: give how often copy, update and retain, such as (1, 3, 4)")
         return Ready(material.cases, Alike([case.fact.question for case in material.cases]))
 
     def learn(self, lm: LM, facts: Sequence[Fact], ready: Ready, before: Patch | None) -> Context:

@@ -1,7 +1,9 @@
 """Facts are taught to a model on disk: edits in a small folder, a report of what else changed, and ways back."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -9,15 +11,17 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from koinon.core import UserError
-from koinon.data.facts import Case
+from koinon.data.facts import Case, Fact
+from koinon.data.probes import drop_overlap
 from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
-from koinon.edit._folders import Base, keep, kept, load, refuse_taken, save
+from koinon.edit._folders import Base, Kept, keep, kept, load, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
 from koinon.edit._measures import measure
+from koinon.edit._places import refuse_places
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
 from koinon.edit._scores import Scored, scored
@@ -54,16 +58,16 @@ class Job:
         self._refuse(method)
         lm = self.opened.lm()
         cases = self.given.cases()
-        before = None if self.after is None else self._before(method, lm, self.after)
+        earlier = None if self.after is None else self._before(method, self.after)
+        before = None if self.after is None or earlier is None else earlier.on(lm, self.after)
         with warned() as said:
             start = time.perf_counter()
             editor = method.on(lm, self.given.material(cases))
             prepared = time.perf_counter() - start
             edited = editor.edit([case.fact for case in cases], before, told)
             seconds = time.perf_counter() - start - prepared
-        anew = {case.fact.question for case in cases}
-        earlier = [Case(fact) for fact in before.facts if fact.question not in anew] if before else []
-        found = scored(lm, edited.lm, measure(lm, edited.lm, [*earlier, *cases]))
+        steps = _of_steps(edited.steps, earlier.cases if earlier else (), cases)
+        found = scored(lm, edited.lm, measure(lm, edited.lm, _standing(steps)))
         cost = {"preparing": round(prepared, 3), "a fact": round(seconds / len(cases), 4)}
         facts = {
             "out": str(self.out),
@@ -80,32 +84,36 @@ class Job:
             "warnings": said.lines,
             "changed": found.changed(),
         }
-        facts["bytes"] = keep(self.out, method, edited.steps, edited.patch, {**about, "scores": found.plain()})
-        if self.whole is not None:
-            write(edited.lm.model, lm.tokenizer, self.whole)
-            facts["whole"] = str(self.whole)
-        if self.report is not None and page is not None:
-            _written(self.report, page)
-            facts["report"] = str(self.report)
+        with ExitStack() as undone:  # all is written or nothing
+            facts["bytes"] = keep(self.out, method, steps, edited.patch, {**about, "scores": found.plain()})
+            undone.callback(shutil.rmtree, self.out)
+            if self.whole is not None:
+                write(edited.lm.model, lm.tokenizer, self.whole)
+                undone.callback(shutil.rmtree, self.whole)
+                facts["whole"] = str(self.whole)
+            if self.report is not None and page is not None:
+                _written(self.report, page)
+                facts["report"] = str(self.report)
+            undone.pop_all()
         changed = {its["prompt"]: f"{its['before']!r} -> {its['now']!r}" for its in found.changed()}
-        return {**facts, **found.plain(), "changed": changed or "no answer that was to stay"}
+        none = "no answer that was to stay" if found.local else "not known: no probe of what must stay was given"
+        return {**facts, **found.plain(), "changed": changed or none}
 
     def _refuse(self, method: Edit) -> None:
-        refuse_taken(self.out, self.whole)
+        inputs = [self.opened.model, *self.given.files, self.after]
+        refuse_places([self.out, self.whole], [self.report], inputs)
         if self.whole is not None and not method.patch.plain:
             raise UserError(
                 f"--whole: {type(method).__name__} keeps its edits beside the model, which no folder of Hugging Face "
                 "holds; leave --whole out, and use them with `koinon edit ask` or koinon.edit.job.load"
             )
-        if self.report is not None and not self.report.absolute().parent.is_dir():
-            raise UserError(f"{self.report}: cannot be written (there is no folder {self.report.parent})")
 
-    def _before(self, method: Edit, lm: Any, folder: Path) -> Edited:
+    def _before(self, method: Edit, folder: Path) -> Kept:
         own = type(method).__module__
         its = kept(folder, None if own.startswith("koinon.") else own)
         if its.method != method:
             raise UserError(f"{folder}: its edits are by {its.method!r}; go on with the same settings, not {method!r}")
-        return its.on(lm, folder)
+        return its
 
     def _page(self, found: Scored, facts: Mapping[str, Any], said: Sequence[str]) -> str:
         from koinon.edit._report import page
@@ -130,17 +138,18 @@ class Undo:
 
     def run(self, told: Told = untold) -> dict[str, Any]:
         """Write the rest, and tell what went."""
-        refuse_taken(self.out)
+        refuse_places([self.out], [], [self.edited])
         if self.steps and self.last is not None:
             raise UserError("--last and --steps: give one of them")
         its = kept(self.edited, self.own)
         lm: Any = None  # taking away needs no model
         whole = Edited(lm, its.method, its.patch, its.steps)
         rest = whole.without(self.steps) if self.steps else whole.undo(self.last)
-        keep(self.out, its.method, rest.steps, rest.patch, {"base": asdict(its.base), "scores": {}})
-        gone = len(its.steps) - len(rest.steps)
-        left = f"{len(rest.steps)} steps" if rest.steps else "none: the model is its base again"
-        return {"out": str(self.out), "undone": f"{gone} of {len(its.steps)} steps", "left": left}
+        gone = set(self.steps or range(len(rest.steps), len(its.cases)))
+        cases = [step for number, step in enumerate(its.cases) if number not in gone]
+        keep(self.out, its.method, cases, rest.patch, {"base": asdict(its.base), "scores": {}})
+        left = f"{len(cases)} steps" if cases else "none: the model is its base again"
+        return {"out": str(self.out), "undone": f"{len(gone)} of {len(its.cases)} steps", "left": left}
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,20 @@ VERBS: Mapping[str, type] = {
     "undo": Undo, "ask": Ask, "locate": Locate, "compare": Compare, "advise": Advise, "prime": Prime
 }  # fmt: skip
 """What can be done besides teaching."""
+
+
+def _of_steps(
+    steps: Sequence[Sequence[Fact]], earlier: Sequence[tuple[Case, ...]], cases: Sequence[Case]
+) -> list[tuple[Case, ...]]:
+    """The cases of all steps: those of the earlier ones are known, and the others taught these."""
+    by = {case.fact.question: case for case in cases}
+    return [*earlier, *(tuple(by[fact.question] for fact in step) for step in steps[len(earlier) :])]
+
+
+def _standing(steps: Sequence[Sequence[Case]]) -> list[Case]:
+    """What is judged after the last step: of a question the last answer, and no probe of what a step teaches."""
+    last = {case.fact.question: case for step in steps for case in step}
+    return drop_overlap(list(last.values()))[0]
 
 
 def _written(file: Path, text: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below, refuse_outside
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -50,6 +50,11 @@ class KnowledgeNeurons(Edit):
     """lambda_1: how much of the old answer's word is taken from a neuron's value, in that value's length."""
     towards: float = 1.0
     """lambda_2: how much of the new answer's word is added."""
+
+    def __post_init__(self) -> None:
+        refuse_below(1, steps=self.steps)
+        refuse_below(0, away=self.away, towards=self.towards)
+        refuse_outside(0, 1, threshold=self.threshold, share=self.share)
 
     def prepare(self, lm: LM, material: Material) -> dict[str, list[str]]:
         """The wordings of each relation, with ``{}`` for the subject."""

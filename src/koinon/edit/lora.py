@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._losses import logits_with, unlikely
@@ -53,6 +53,10 @@ class Lora(Edit):
     seed: int = 0
     """Of A."""
 
+    def __post_init__(self) -> None:
+        refuse_below(1, rank=self.rank)
+        refuse_below(0, alpha=self.alpha, steps=self.steps, rate=self.rate)
+
     def learn(self, lm: LM, facts: Sequence[Fact], ready: None, before: Patch | None) -> Weights:
         """Descend on the answers' tokens."""
         places = self.places(lm)
@@ -86,10 +90,8 @@ class Lora(Edit):
         """The matrices that may change.
 
         Raises:
-            UserError: no name fits, or no rank is left.
+            UserError: no name fits.
         """
-        if self.rank < 1:
-            raise UserError(f"rank {self.rank}: at least 1 is needed")
         found = linears(lm.model, self.where)
         if not found:
             names = sorted({its.name.rpartition(".")[2] for its in linears(lm.model, ("*",))})

@@ -14,7 +14,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._aims import Descent, contexts
 from koinon.edit._contract import Edit
@@ -72,6 +72,12 @@ class Memit(Edit):
     """Of the beginnings, in tokens."""
     seed: int = 0
     """Of the beginnings, which the model says by itself."""
+
+    def __post_init__(self) -> None:
+        refuse_below(0, steps=self.steps, rate=self.rate, kl=self.kl, decay=self.decay, bound=self.bound)
+        refuse_below(0, enough=self.enough, count=self.count)
+        refuse_below(0, weight=self.weight)
+        refuse_below(1, spread=self.spread, lengths=self.lengths)
 
     def prepare(self, lm: LM, material: Material) -> Ready:
         """Choose the layers, let the model write beginnings, and take the second moment of each layer's keys."""

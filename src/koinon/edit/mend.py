@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from koinon.core import Paper
+from koinon.core import Paper, UserError, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -99,8 +99,19 @@ class Mend(Edit):
     seed: int = 0
     """Of what the networks start from, and of the edits drawn."""
 
+    def __post_init__(self) -> None:
+        refuse_below(1, layers=self.layers, rank=self.rank, together=self.together)
+        refuse_below(0, step=self.step, rate=self.rate, step_rate=self.step_rate)
+        refuse_below(0, change=self.change, keep=self.keep, edits=self.edits)
+
     def prepare(self, lm: LM, material: Material) -> Trained:
-        """Train on edits of the cases, each made on the model without edits."""
+        """Train on edits of the cases, each made on the model without edits.
+
+        Raises:
+            UserError: more layers than the model has, or too few cases.
+        """
+        if self.layers > len(lm.anatomy.blocks):
+            raise UserError(f"layers {self.layers}: the model has {len(lm.anatomy.blocks)}; give no more than that")
         blocks = lm.anatomy.blocks[-self.layers :]
         places = [its for block in blocks for its in (*block.rises, block.falls)]
         found = Trained(places, self.rank, self.step, self.seed).to(lm.device)

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._aims import Descent, aim, contexts, keys, values
 from koinon.edit._contract import Edit
@@ -70,6 +70,11 @@ class Rome(Edit):
     """Of the beginnings, in tokens."""
     seed: int = 0
     """Of the beginnings, which the model says by itself."""
+
+    def __post_init__(self) -> None:
+        refuse_below(0, steps=self.steps, rate=self.rate, kl=self.kl, decay=self.decay, bound=self.bound)
+        refuse_below(0, enough=self.enough, count=self.count)
+        refuse_below(1, lengths=self.lengths)
 
     def prepare(self, lm: LM, material: Material) -> Ready:
         """Choose the layer, let the model write beginnings, and take the second moment of the layer's keys."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -65,6 +65,10 @@ class Serac(Edit):
     """Of Adam; falls to 0."""
     seed: int = 0
     """Of what they start from, and of the edits drawn."""
+
+    def __post_init__(self) -> None:
+        refuse_below(1, layers=self.layers, rows=self.rows)
+        refuse_below(0, threshold=self.threshold, share=self.share, steps=self.steps, rate=self.rate)
 
     def prepare(self, lm: LM, material: Material) -> Memory:
         """Train the scope and the counterfactual model; neither looks at the other, and the base stays as it is."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below, refuse_outside
 from koinon.data.facts import Fact
 from koinon.edit._aims import contexts
 from koinon.edit._contract import Edit
@@ -129,6 +129,13 @@ class Wise(Edit):
     much more of it than all others that they alone decide, and they do so alike in all prompts."""
     seed: int = 0
     """Of masks, beginnings, irrelevant prompts and replay."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(0, 1, share=self.share, trim=self.trim, past=self.past, quantile=self.quantile)
+        refuse_below(1, shard=self.shard, shards=self.shards, lengths=self.lengths)
+        refuse_below(0, steps=self.steps, rate=self.rate, decay=self.decay, enough=self.enough, bound=self.bound)
+        refuse_below(0, routing=self.routing, alpha=self.alpha, beta=self.beta, gamma=self.gamma, ratio=self.ratio)
+        refuse_below(0, irrelevant=self.irrelevant, count=self.count, replay=self.replay)
 
     def prepare(self, lm: LM, material: Material) -> Ready:
         """Choose the layer, let the model write beginnings, and see how large what the layer gives is."""

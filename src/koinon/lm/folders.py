@@ -31,6 +31,7 @@ def read(where: str | Path, dtype: str = "auto", device: str | None = None, mask
     kind = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if not (kind == "auto" or isinstance(kind, torch.dtype)):
         raise UserError(f"dtype {dtype!r}: no type of numbers; give auto, float32, bfloat16 or float16")
+    _refuse_device(device)
     name = str(folder) if folder.is_dir() else str(where)
     kinds = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "device_map": device}
@@ -71,6 +72,15 @@ def _check(folder: Path) -> None:
         raise UserError(f"{folder}: only pickled weights; convert them to safetensors first")
     if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")) and not any(folder.glob("*.model")):
         raise UserError(f"{folder}: no tokenizer in it; put the model's tokenizer.json beside its weights")
+
+
+def _refuse_device(device: str | None) -> None:
+    if device not in (None, "auto"):
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"device {device!r}: cannot be used ({said[:150]}); leave it out, or give cpu") from None
 
 
 def write(model: Any, tokenizer: Any, out: Path) -> None:

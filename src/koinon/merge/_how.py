@@ -14,7 +14,7 @@ from koinon.merge._contract import Blend, Merge
 from koinon.merge._engine import CHUNK, Part, Sources, cores
 from koinon.merge._files import refuse_taken, run
 from koinon.merge._plan import Plan, plan
-from koinon.terminal import Told
+from koinon.terminal import Told, keeping
 
 KINDS: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values() if dtype.is_floating_point
@@ -74,7 +74,8 @@ class How:
             refuse_taken(out, found.inputs)
             return facts
         kind = kinds.pop() if self.rounding == "every-step" else None
-        run(found, method_for, out, kind, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
+        with keeping():
+            run(found, method_for, out, kind, workers, int(self.shard_gb * 1e9), self.allow_nonfinite, told)
         return facts
 
 
