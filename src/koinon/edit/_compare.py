@@ -52,7 +52,8 @@ def compare(
     """
     known = [name.split(".")[1] for name in names("edit")]
     contestants = {word: _method(word, known) for word in methods}
-    lm, cases = opened.lm(), given.cases()
+    lm = opened.lm()
+    cases = given.cases(lm)
     material = given.material(cases)
     said = (cases, material.corpus, material.cases, material.unrelated)
     head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": digest(repr(said))}

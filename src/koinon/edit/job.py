@@ -53,7 +53,7 @@ class Job:
         """
         self._refuse(method)
         lm = self.opened.lm()
-        cases = self.given.cases()
+        cases = self.given.cases(lm)
         before = None if self.after is None else self._before(method, lm, self.after)
         with warned() as said:
             start = time.perf_counter()
