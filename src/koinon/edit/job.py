@@ -13,18 +13,21 @@ from koinon.data.facts import Case
 from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
-from koinon.edit._edited import Edited
+from koinon.edit._edited import Edited, Material
 from koinon.edit._folders import Base, keep, kept, load, refuse_taken, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
-from koinon.edit._measures import measure
+from koinon.edit._measures import means, measure
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
 from koinon.edit._scores import Scored, scored
 from koinon.lm.folders import write
 from koinon.terminal import Told, untold
 
-__all__ = ["VERBS", "Job", "Line", "Scores", "load", "predict", "save", "scores", "stepped", "template"]
+__all__ = [
+    "VERBS", "Job", "Line", "Material", "Scores", "load", "means", "measure", "predict", "save", "scores", "stepped",
+    "template",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
