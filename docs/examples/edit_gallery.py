@@ -8,14 +8,15 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from make_lm import make_lm
 from matplotlib.figure import Figure
 
 from koinon.core import build, load, names
 from koinon.data.factfiles import read_cases
-from koinon.edit._edited import Material
-from koinon.edit._measures import ASPECTS, means, measure
+from koinon.data.facts import Aspect
+from koinon.edit.job import Material, means, measure
 from koinon.lm.language import LM
 
 
@@ -44,7 +45,7 @@ def gallery(methods: tuple[str, ...] = ()) -> dict[str, Mapping[str, float]]:
 def draw(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
     """A bar for each score of each way."""
     ranked = sorted(found, key=lambda name: sum(found[name].values()))
-    shown = [aspect for aspect in ASPECTS if any(aspect in its for its in found.values())]
+    shown = [aspect for aspect in get_args(Aspect) if any(aspect in its for its in found.values())]
     figure = Figure(figsize=(7, 0.5 * len(ranked) + 1), layout="constrained")
     axes = figure.subplots()
     for number, aspect in enumerate(shown):

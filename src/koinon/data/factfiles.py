@@ -14,7 +14,8 @@ from koinon.core import UserError, pick
 from koinon.data.editformats import FOREIGN, Kind, Say, TeachesNothing, fact_of
 from koinon.data.facts import Aspect, Case, Fact, Probe
 from koinon.data.probes import Templates
-from koinon.data.records import LINE_LIMIT, Record, read_object, read_records, shown, writable
+from koinon.data.records import LINE_LIMIT, Record, read_records, shown, writable
+from koinon.data.wordings import read_wordings
 
 FACT = [field.name for field in fields(Fact)]
 LISTS = ("aliases", "answers")
@@ -46,7 +47,7 @@ def read_cases(
     if first is not None and first < 1:
         raise UserError(f"first {first} cases: give a number from 1")
     tell = _once(say or _nobody)
-    own = Kind((("subject",), ("object",)), _Own(templates or {}).read)
+    own = Kind((("subject",), ("object",)), Own(templates or {}).read)
     known = {"koinon": own, **FOREIGN}
     chosen = None if kind is None else known[pick(kind, KINDS, "kind of facts")]
     cases: list[Case] = []
@@ -77,7 +78,7 @@ def write_cases(path: Path, cases: Iterable[Case]) -> None:
         values |= {"probes": [_filled(probe) for probe in case.probes]} if case.probes else {}
         values |= {"notes": dict(case.notes)} if case.notes else {}
         line = json.dumps(values, ensure_ascii=False)
-        back = _Own({}).read(Record(path, number, json.loads(line)), _nobody)
+        back = Own({}).read(Record(path, number, json.loads(line)), _nobody)
         if back != [case] or len(line.encode()) >= LINE_LIMIT:
             raise UserError(f"{path}:{number}: {shown(case.fact.question)} would not be read as it is: correct it")
         lines.append(line)
@@ -90,22 +91,8 @@ def write_cases(path: Path, cases: Iterable[Case]) -> None:
 
 
 def read_templates(path: Path) -> dict[str, tuple[str, ...]]:
-    """A JSON object of relations, each with its prompt or a list of them; ``{}`` stands for the subject.
-
-    Raises:
-        UserError: the file is something else, or a prompt does not hold ``{}`` exactly once.
-    """
-    record = read_object(path, '{"capital": ["The capital of {} is"]}')
-    found = {}
-    for relation, value in record.values.items():
-        prompts = (record.text(relation),) if isinstance(value, str) else record.texts(relation)
-        if not prompts:
-            raise record.wrong(relation, "has no prompt: give one")
-        for prompt in prompts:
-            if prompt.count("{}") != 1:
-                raise record.wrong(relation, f"{shown(prompt)} holds {{}} {prompt.count('{}')} times: once is right")
-        found[relation] = prompts
-    return found
+    """The prompts of `read_wordings`, by relation; of those that have some."""
+    return {relation: its.prompts for relation, its in read_wordings(path).items() if its.prompts}
 
 
 def question_of(relation: str) -> str:
@@ -144,7 +131,7 @@ def _filled(value: Fact | Probe) -> dict[str, Any]:
     return {name: its for name, (its, default) in found.items() if default is MISSING or its != default}
 
 
-class _Own:
+class Own:
     """Reads koinon's own records: the fields of `Fact`, and in JSON probes and notes; or rows of a table of triples."""
 
     def __init__(self, templates: Templates):

@@ -41,6 +41,8 @@ class FactTable:
     """Relations that hold in both directions."""
     many: Collection[str] | None = None
     """Relations with several objects of a subject; by default those of which the table knows such a subject."""
+    unknown: Collection[Key] = ()
+    """Whose objects the model to be edited does not know: whether a fact leads there cannot be seen."""
 
     @cached_property
     def objects(self) -> Mapping[Key, list[Fact]]:
@@ -202,7 +204,9 @@ class FactTable:
         for key in _drawn(list(keys), draw):
             facts = self.objects[key]
             old = {its.object for its in self.objects.get((fact.was, key[1]), [])}
-            if key in taught or any(its.object in old or its.object == fact.subject for its in facts):
+            if key in taught or key in self.unknown:
+                continue
+            if any(its.object in old or its.object == fact.subject for its in facts):
                 continue
             prompt = facts[0].prompt.replace("{}", phrase.replace("{}", fact.subject))
             prompt = prompt[:1].upper() + prompt[1:] if facts[0].prompt.startswith("{}") else prompt

@@ -68,7 +68,8 @@ def compare(
         why = "none of the methods learns a batch" if contestants else "give one method or more"
         raise UserError(f"--methods {' '.join(methods)}: nothing to compare: {why}")
     refuse_read([out], [opened.model, *given.files])
-    lm, cases = opened.lm(), given.cases()
+    lm = opened.lm()
+    cases = given.cases(lm)
     material = given.material(cases)
     said = (cases, material.corpus, material.cases, material.unrelated)
     head = {"base": opened.model, "fingerprint": lm.fingerprint, "facts": digest(repr(said))}

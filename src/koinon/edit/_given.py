@@ -10,8 +10,10 @@ from typing import Literal
 from koinon.core import UserError
 from koinon.data.factfiles import read_cases, read_templates
 from koinon.data.facts import Case
-from koinon.data.probes import drop_overlap, refuse_contradictions
+from koinon.data.probes import FactTable, Templates, drop_overlap, refuse_contradictions
+from koinon.data.triples import Triples
 from koinon.edit._edited import Material
+from koinon.edit._probing import known_to, probed, tell
 from koinon.lm import shelf
 from koinon.lm.language import LM
 from koinon.terminal import say
@@ -46,6 +48,12 @@ class Given:
     """Facts with or without probes: JSON Lines, CSV of triples, or the data of EasyEdit, KnowEdit or CounterFact."""
     templates: Path | None = None
     """For facts without a prompt: a JSON object of relations with their prompts, {} standing for the subject."""
+    table: Path | None = None
+    """Triples of what is known, CSV or JSON Lines, that probes of what else changed are drawn from."""
+    probes: int = 5
+    """Most probes of each kind that are drawn for a fact."""
+    draw: int = 0
+    """Seed of which are drawn."""
     first: int | None = None
     """Only so many of the facts."""
     corpus: Path | None = None
@@ -58,23 +66,46 @@ class Given:
     @property
     def files(self) -> list[Path | None]:
         """All that is read."""
-        return [self.facts, self.templates, self.corpus, self.unrelated, self.train]
+        return [self.facts, self.templates, self.table, self.corpus, self.unrelated, self.train]
 
-    def cases(self) -> list[Case]:
-        """The facts, each once, with the probes that are evidence; what is left out is said."""
-        prompts = None if self.templates is None else read_templates(self.templates)
+    def cases(self, lm: LM | None = None) -> list[Case]:
+        """The facts, each once, with the probes that are evidence; what is left out is said.
+
+        Args:
+            lm: the model to be edited, if probes shall not follow from what it does not know.
+        """
+        triples = self._triples()
+        prompts: Templates = read_templates(self.templates) if self.templates else {}
+        if triples is not None:
+            prompts = {relation: its[:1] for relation, its in triples.templates.items()}  # the others are drawn
         cases = read_cases(self.facts, templates=prompts, first=self.first, say=say)
         try:
             facts, doubled = refuse_contradictions(case.fact for case in cases)
         except UserError as error:
             raise UserError(f"{self.facts}: {error}") from None
         kept = {id(fact) for fact in facts}
-        cases, dropped = drop_overlap([case for case in cases if id(case.fact) in kept])
+        cases = [case for case in cases if id(case.fact) in kept]
+        table = None if triples is None else known_to(lm, triples.table(facts, say), facts)
+        cases = cases if table is None else self._probed(cases, table)
+        cases, dropped = drop_overlap(cases, table)
         for sentence in doubled:
             say(f"{self.facts}: {sentence}")
         for why, count in dropped.items():
             say(f"{self.facts}: {count} probes are no evidence and left out: {why}")
+        if triples is not None and table is not None:
+            tell(cases, table, triples.path)
         return cases
+
+    def _triples(self) -> Triples | None:
+        if self.probes < 1:
+            raise UserError(f"--probes {self.probes}: give a number from 1")
+        return None if self.table is None else Triples.read(self.table, self.templates)
+
+    def _probed(self, cases: list[Case], table: FactTable) -> list[Case]:
+        try:
+            return probed(cases, table, self.probes, self.draw)
+        except UserError as error:
+            raise UserError(f"{self.facts}: {error}") from None
 
     def material(self, cases: list[Case]) -> Material:
         """What a method may look at when it learns these cases' facts: nothing that they are judged by."""

@@ -50,7 +50,8 @@ def _sentences(aspects: Mapping[str, Any], changed: int, local: int) -> list[str
     if "generality" in aspects:
         said.append(f"Asked in other words, it says {aspects['generality']['exact'][0]:.0%} of them.")
     if local:
-        said.append(f"Of {local} answers that must not change, {changed} did.")
+        known = f"{aspects['locality']['known']:.0%} of them were right before"
+        said.append(f"Of {local} answers that must not change, {changed} did; {known}.")
     else:
         said.append("There was no probe of locality: this page cannot tell what else changed.")
     return said

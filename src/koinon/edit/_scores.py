@@ -30,6 +30,8 @@ class Scored:
         for how in WAYS:
             for aspect, its in intervals(self.found, how).items():
                 given[aspect][how] = [number(its.mean), number(its.low), number(its.high)]
+        if "locality" in given:
+            given["locality"]["known"] = number(self.known())
         for name in ("fluency", "perplexity"):
             given[name] = dict(zip(("before", "now"), map(number, getattr(self, name)), strict=True))
         return given
@@ -48,6 +50,11 @@ class Scored:
             for one in its.answered
             if one.probe.aspect == "locality" and one.changed
         ]  # fmt: skip
+
+    def known(self) -> float:
+        """The share of locality's answers that the model gave without the edits; the others show only if they stay."""
+        local = [one for its in self.found for one in its.answered if one.probe.aspect == "locality"]
+        return sum(one.before.exact for one in local) / len(local)
 
     def facts(self) -> list[dict[str, Any]]:
         """One row a fact: what the model took for the answer before and now, and how its probes came out."""

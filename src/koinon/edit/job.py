@@ -16,11 +16,11 @@ from koinon.data.probes import drop_overlap
 from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
-from koinon.edit._edited import Edited
+from koinon.edit._edited import Edited, Material
 from koinon.edit._folders import Base, Kept, keep, kept, load, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
-from koinon.edit._measures import measure
+from koinon.edit._measures import means, measure
 from koinon.edit._places import refuse_places
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
@@ -28,7 +28,10 @@ from koinon.edit._scores import Scored, scored
 from koinon.lm.folders import write
 from koinon.terminal import Told, untold
 
-__all__ = ["VERBS", "Job", "Line", "Scores", "load", "predict", "save", "scores", "stepped", "template"]
+__all__ = [
+    "VERBS", "Job", "Line", "Material", "Scores", "load", "means", "measure", "predict", "save", "scores", "stepped",
+    "template",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Job:
         """
         self._refuse(method)
         lm = self.opened.lm()
-        cases = self.given.cases()
+        cases = self.given.cases(lm)
         earlier = None if self.after is None else self._before(method, self.after)
         before = None if self.after is None or earlier is None else earlier.on(lm, self.after)
         with warned() as said:
