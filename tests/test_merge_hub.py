@@ -193,7 +193,7 @@ WRONG = {
     ("--rounding", "every-step"): ("--rounding",),
     ("--missing",): ("--missing",),
     ("--shard-gb", "-1"): ("--shard-gb",),
-    ("--steps", "-1"): ("steps -1", "0 or more"),
+    ("--steps", "-1"): ("steps -1", "from 0"),
     ("--rate", "-1"): ("rate -1",),
     ("--longest", "0"): ("--longest",),
 }

@@ -32,20 +32,6 @@ def each(values: Sequence[float], models: Sequence[str], what: str) -> list[floa
     return list(values) * (len(models) if len(values) == 1 else 1)
 
 
-def share(values: Iterable[float], what: str) -> None:
-    """Refuse what is no share from 0 to 1."""
-    for value in values:
-        if not 0 <= value <= 1:
-            raise UserError(f"{what} {value:g}: give a share from 0 to 1")
-
-
-def at_least(least: float, **settings: float) -> None:
-    """Refuse a setting that is smaller."""
-    for name, value in settings.items():
-        if not value >= least:
-            raise UserError(f"{name} {value:g}: give {least:g} or more")
-
-
 def kept(density: float, count: int) -> int:
     """How many of ``count`` elements a density keeps: rounded down, but one at least if it is above 0."""
     return min(count, max(1, int(density * count))) if density > 0 else 0

@@ -9,11 +9,10 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.merge._coefficients import batches, predictor, task_vectors, tuned
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import needed, with_weights
-from koinon.merge._vectors import at_least
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class AdaMerging(Merge):
 
     def merge(self, pool: Pool) -> nn.Module:
         """See `Merge.merge`."""
-        at_least(0, steps=self.steps, rate=self.rate)
+        refuse_below(0, steps=self.steps, rate=self.rate)
         vectors = task_vectors(pool)
         drawn = batches(needed(pool, "AdaMerging"), self.batch, self.seed, "coefficients")
         lam = vectors.coefficients(self.init, self.per)  # tensor task

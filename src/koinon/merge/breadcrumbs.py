@@ -6,10 +6,10 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_outside
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each, share
+from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Breadcrumbs(Blend):
 
     def measure(self, part: Part) -> list[tuple[float, float]]:
         """For each model the band of magnitudes: from the smallest one kept to the smallest outlier (not kept)."""
-        share([self.density, self.outliers], "density or outliers")
+        refuse_outside(0, 1, density=self.density, outliers=self.outliers)
         if self.density + self.outliers > 1 + 1e-9:
             raise UserError(f"density {self.density:g} and outliers {self.outliers:g} are more than all there is")
         cut = int(self.outliers * part.count)

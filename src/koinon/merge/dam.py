@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below
 from koinon.merge._coefficients import batches, descend, predictor, task_vectors, tuned, uncertainty
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import State, needed, with_weights
-from koinon.merge._vectors import at_least
 from koinon.nn.params import stream
 
 
@@ -98,9 +97,9 @@ class Search:
     def __init__(self, method: DAM, pool: Pool):
         if method.temperature <= 0 or method.samples < 1:
             raise UserError(f"temperature {method.temperature:g}, samples {method.samples}: give more than 0")
-        at_least(0, adv_weight=method.adv_weight, steps=method.steps, tuning_steps=method.tuning_steps)
+        refuse_below(0, adv_weight=method.adv_weight, steps=method.steps, tuning_steps=method.tuning_steps)
         rates = ("rate", "adv_rate", "inner_rate", "tuning_rate")
-        at_least(0, **{name: getattr(method, name) for name in rates})
+        refuse_below(0, **{name: getattr(method, name) for name in rates})
         self.method = method
         self.vectors = task_vectors(pool)
         self.data = needed(pool, "DAM")

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_outside
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import added, consensus, each, share
+from koinon.merge._vectors import added, consensus, each
 
 STEPS = 1 << 16
 """Of a drop probability."""
@@ -71,7 +71,7 @@ class Dare(Blend):
 
     def measure(self, part: Part) -> Found:
         """What each model's kept elements are multiplied with."""
-        share(self.density, "density")
+        refuse_outside(0, 1, density=self.density)
         density = [round(its * STEPS) / STEPS for its in each(self.density, part.models, "density")]
         if self.rescale == "density":
             return Found([1 / its if its else 0.0 for its in density], {})

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_below
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import needed, outputs, parts, quietly, rows, shared_states, taken, with_weights
-from koinon.merge._vectors import at_least, each
+from koinon.merge._vectors import each
 from koinon.merge.average import weighted_mean
 from koinon.nn.params import stream
 
@@ -42,7 +42,7 @@ class Fisher(Merge):
 
     def merge(self, pool: Pool) -> nn.Module:
         """1. The Fisher information of each model on its own inputs. 2. The mean that it weights."""
-        at_least(0, floor=self.floor)
+        refuse_below(0, floor=self.floor)
         base, tuned = shared_states(pool)
         names, others = parts(pool.base, base)
         weights = each(self.weights, list(tuned), "weights")

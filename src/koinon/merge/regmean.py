@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below, refuse_outside
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import needed, outputs, parts, quietly, rows, shared_states, taken, with_weights
-from koinon.merge._vectors import at_least, share
 from koinon.merge.average import weighted_mean
 
 ROWS = 256
@@ -42,8 +41,8 @@ class RegMean(Merge):
     @torch.no_grad()
     def merge(self, pool: Pool) -> nn.Module:
         """See `Merge.merge`."""
-        share([self.shrink], "shrink")
-        at_least(0, ridge=self.ridge)
+        refuse_outside(0, 1, shrink=self.shrink)
+        refuse_below(0, ridge=self.ridge)
         base, tuned = shared_states(pool)
         names, others = parts(pool.base, base)
         data = needed(pool, "RegMean")

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, refuse_outside
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk, Part
-from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each, kept, share
+from koinon.merge._vectors import LOOKS, added, consensus, cut_below, cutoffs, each, kept
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ties(Blend):
     def measure(self, part: Part) -> list[float]:
         """1. Trim: for each model the smallest magnitude that is kept."""
         density = each(self.density, part.models, "density")
-        share(density, "density")
+        refuse_outside(0, 1, density=self.density)
         ranks = [[kept(its, part.count)] for its in density]
         # Nothing is below 0, so that a model kept whole needs no look.
         if all(its == 1 for its in density):

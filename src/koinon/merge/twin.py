@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper, UserError, refuse_below, refuse_outside
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import features, needed, outputs, own_states, parts, rows, shared_states, taken, with_own
-from koinon.merge._vectors import at_least, each, share
+from koinon.merge._vectors import each
 from koinon.merge.task_arithmetic import TaskArithmetic
 from koinon.nn.branches import Branches
 from koinon.nn.lowrank import CUTS, Stack, as_matrix
@@ -72,9 +72,9 @@ class TwinMerging(Merge):
 
     def merge(self, pool: Pool) -> "Twin":
         """Make the shared expert and the twins, and train the router on ``pool.data``; see `Merge.merge`."""
-        share((self.rank, self.holdout, *self.dropout), "rank, holdout or dropout")
-        at_least(0, lr=self.lr)
-        at_least(1, epochs=self.epochs)
+        refuse_outside(0, 1, rank=self.rank, holdout=self.holdout, dropout=self.dropout)
+        refuse_below(0, lr=self.lr)
+        refuse_below(1, epochs=self.epochs)
         dropout = each(self.dropout, ("first layer", "second layer"), "dropout")
         # 1. The shared expert theta*.
         shared = TaskArithmetic(scale=self.scale).merge(pool).eval().requires_grad_(False)
