@@ -145,6 +145,8 @@ _TWIN = (
             ("Fisher merging", "fisher"),
             ("RegMean", "regmean"),
             ("AdaMerging", "adamerging"),
+            ("averaging", "average"),
+            ("DARE", "dare"),
         )
     ),
     Claim("sharing an expert helps", "merge-glyphs", "twin", "twin_no_shared", "mean.normalised"),
@@ -217,6 +219,17 @@ _DAM = (
         "dam_weight_0.01",
         "asr.mean",
         _UNMOVED,
+    ),
+    Claim(
+        "at 10 times the mask's rate and 100 times the perturbation's, less than in Concrete AdaMerging at that rate",
+        "merge-poisoned",
+        "dam_fast",
+        "concrete_adamerging_fast",
+        "asr.mean",
+        why=(
+            "moved that far, the perturbation is still no trigger, and what it costs the mask is accuracy: attacks "
+            "succeed as often or more"
+        ),
     ),
 )
 
@@ -690,6 +703,7 @@ SYSTEMS: tuple[System, ...] = (
         departures=(
             "The mask's step leaves no gradient behind for lambda's next step; the release does not clear it.",
             "The final mask is the mean of several draws; the release takes one, and its result hangs on that draw.",
+            "In the comparison the mask learns for 300 rounds, where the paper has 1,000.",
         ),
     ),
     System(

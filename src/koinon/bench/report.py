@@ -20,6 +20,7 @@ COSTS = {
     "trained": "parameters",
     "active": "active",
     "samples_per_second": "samples/s",
+    "stored_bytes": "stored bytes",
     "kept_bytes": "kept bytes",
     "peak_mb": "peak MB",
 }
