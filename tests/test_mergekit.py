@@ -65,7 +65,7 @@ def only(text: str):
          Average((0.5, 0.5), normalize=False)),
         (f"merge_method: task_arithmetic\n{TWO}", TaskArithmetic(1.0, (0.7, 0.4))),
         (f"merge_method: task_arithmetic\n{TWO}parameters: {{lambda: 0.5, normalize: true, density: 0.3}}",
-         TaskArithmetic(0.5 / 1.1, (0.7, 0.4))),
+         TaskArithmetic(0.5, (0.7, 0.4), normalize=True)),
         (f"merge_method: ties\n{TWO}parameters: {{density: 0.3, int8_mask: true}}",
          Ties((0.3, 0.3), 1.0, (0.7, 0.4), elect=True, mean=True, scope="tensor")),
         (f"merge_method: ties\n{TWO}parameters: {{normalize: false}}",
@@ -275,16 +275,17 @@ def test_linear_to_the_last_bit(folder, normalize):
         torch.testing.assert_close(found[name], expected, rtol=2**-7, atol=1e-30)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_task_arithmetic_to_the_bit(folder, scale):
+def test_task_arithmetic_to_the_bit(folder, scale, normalize):
     base, a, b = models()
-    found = merged(
-        f"merge_method: task_arithmetic\n{TWO}parameters: {{lambda: {scale}}}", {"base": base, "a": a, "b": b}
-    )
+    parameters = f"{{lambda: {scale}, normalize: {str(normalize).lower()}}}"
+    found = merged(f"merge_method: task_arithmetic\n{TWO}parameters: {parameters}", {"base": base, "a": a, "b": b})
     weights = [rounded(0.7), rounded(0.4)]
     for name in NAMES:
         rows = differences(base[name], [a[name], b[name]])
         mixed = [rounded(sum(rounded(w * d) for w, d in zip(weights, row, strict=True))) for row in rows]
+        mixed = [rounded(its / rounded(sum(weights))) for its in mixed] if normalize else mixed
         mixed = mixed if scale == 1 else [rounded(its * scale) for its in mixed]
         expected = [rounded(float(start) + its) for start, its in zip(base[name], mixed, strict=True)]
         assert found[name].tolist() == expected

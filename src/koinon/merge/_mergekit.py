@@ -216,6 +216,11 @@ def _breadcrumbs(elect: bool, shared: Shared, own: Own) -> Blend:
     return Breadcrumbs(density, outliers, scale, own["weight"], elect, mean=elect and shared["normalize"])
 
 
+def _task_arithmetic(shared: Shared, own: Own) -> Blend:
+    divided = shared["normalize"] and abs(sum(own["weight"])) >= 1e-8  # where they are not, mergekit does not either
+    return TaskArithmetic(shared["lambda"], own["weight"], divided)
+
+
 _ADDED = {"normalize": False, "lambda": 1.0, "rescale": False, "int8_mask": False}
 _OWN = {"weight": None, "density": 1.0}
 KINDS: Mapping[str, _Kind] = {
@@ -226,7 +231,7 @@ KINDS: Mapping[str, _Kind] = {
         on_base=False,
     ),
     "slerp": _Kind(lambda shared, own: Slerp(shared["t"]), {"t": None}, on_base=False, pair=True),
-    "task_arithmetic": _Kind(lambda shared, own: TaskArithmetic(_scale(shared, own), own["weight"]), _ADDED, _OWN),
+    "task_arithmetic": _Kind(_task_arithmetic, _ADDED, _OWN),
     "ties": _Kind(_ties, {**_ADDED, "normalize": True}, _OWN),
     "dare_linear": _Kind(partial(_dare, False), {**_ADDED, "rescale": True}, _OWN),
     "dare_ties": _Kind(partial(_dare, True), {**_ADDED, "rescale": True}, _OWN),

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper
+from koinon.core import Paper, UserError
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk
 from koinon.merge._vectors import added, consensus, each
@@ -23,8 +24,16 @@ class TaskArithmetic(Blend):
     """lambda; 1 / T gives the average of T models."""
     weights: tuple[float, ...] = (1.0,)
     """One for each task vector, or one for all."""
+    normalize: bool = False
+    """Divide the sum by that of the weights, which is no 0 then, before lambda."""
 
     def blend(self, chunk: Chunk, found: Any) -> Float[Tensor, " n"]:
         """See `Blend.blend`."""
         weights = each(self.weights, list(chunk.tuned), "weights")
-        return added(chunk, consensus(chunk.deltas, weights, elect=False, mean=False), self.scale)
+        total = consensus(chunk.deltas, weights, elect=False, mean=False)
+        if self.normalize:
+            divisor = torch.tensor(weights, dtype=total.dtype).sum()
+            if divisor == 0:
+                raise UserError(f"weights {tuple(weights)} sum to 0: give others, or do not normalize")
+            total /= divisor
+        return added(chunk, total, self.scale)
