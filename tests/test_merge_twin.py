@@ -515,7 +515,7 @@ def test_too_little_data_is_refused():
         TwinMerging().merge(replace(pool, data={}))
     with pytest.raises(UserError, match="'task 0': 3 rows of data in batches of 1024: the router needs 4"):
         TwinMerging().merge(replace(pool, data={task: taken(its, slice(0, 3)) for task, its in pool.data.items()}))
-    with pytest.raises(UserError, match="dropout 2: give a share"):
+    with pytest.raises(UserError, match="dropout 2: give a number from 0 to 1"):
         TwinMerging(dropout=(2.0,)).merge(pool)
 
 

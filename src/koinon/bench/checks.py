@@ -233,6 +233,14 @@ def _turned(kind: type[Method]) -> Method:
     return replace(method, **{f.name: _another(kind, f.name, getattr(method, f.name)) for f in fields(kind)})
 
 
+def _allowed(kind: type[Method], field: str, value: float) -> bool:
+    try:
+        replace(kind(), **{field: value})
+    except UserError:
+        return False
+    return True
+
+
 def _another(kind: type[Method], field: str, value: Any) -> Any:
     """A different value of the field's type."""
     options = [option for option in get_args(get_type_hints(kind)[field]) if isinstance(option, str)]
@@ -244,7 +252,7 @@ def _another(kind: type[Method], field: str, value: Any) -> Any:
         case int():
             return value + 1
         case float():
-            return 2 * value + 0.125
+            return 2 * value + 0.125 if _allowed(kind, field, 2 * value + 0.125) else value / 2  # a share stays one
         case tuple() if value and isinstance(value[0], int):
             return (value[0] + 1, *value[1:])
         case tuple() if value and isinstance(value[0], float):  # one for all becomes one for each of two

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from koinon.data.facts import Case, Fact
+from koinon.data.probes import drop_overlap
 from koinon.edit._folders import number
 from koinon.edit._measures import WAYS, Measured, fluency, intervals, means, perplexity
 from koinon.lm.language import LM
@@ -100,3 +102,17 @@ def shown(score: Sequence[float | None]) -> str:
     """A score with its interval, as a person reads it."""
     mean, low, high = score
     return f"{mean:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def of_steps(
+    steps: Sequence[Sequence[Fact]], earlier: Sequence[tuple[Case, ...]], cases: Sequence[Case]
+) -> list[tuple[Case, ...]]:
+    """The cases of all steps: those of the earlier ones are known, and the others taught these."""
+    by = {case.fact.question: case for case in cases}
+    return [*earlier, *(tuple(by[fact.question] for fact in step) for step in steps[len(earlier) :])]
+
+
+def standing(steps: Sequence[Sequence[Case]]) -> list[Case]:
+    """What is judged after the last step: of a question the last answer, and no probe of what a step teaches."""
+    last = {case.fact.question: case for step in steps for case in step}
+    return drop_overlap(list(last.values()))[0]

@@ -1,5 +1,6 @@
 """Side memories at one projection: changes of its matrix, of which one answers a sequence whose prompt excites it."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -127,6 +128,23 @@ class SideMemory(Patch):
         delta = self.asking.merged(sides)
         steps = tuple(step for its in sides for step in its.steps)
         return Side(delta, tuple(self._excites(base, delta, steps)), steps)
+
+    def closed(self, base: LM, size: int, count: int) -> "SideMemory":
+        """With its open shards merged, if there are so many, the last with so many edits; as it is otherwise.
+
+        Warns:
+            UserWarning: edits that do not excite the merged memory enough.
+        """
+        fresh = [its for its in self.sides if its.shard != MERGED]
+        if len(fresh) < count or len(fresh[-1].steps) < size:
+            return self
+        old = [its for its in self.sides if its.shard == MERGED]
+        apart = self.asking.retrieve
+        one = replace(self.merged(base, fresh if apart else self.sides), shard=MERGED)
+        if (firing := one.firing(self.asking)) < len(one.steps):
+            said = f"merged, {firing} of {len(one.steps)} edits still fire: a lower ratio or quantile lets more do so"
+            warnings.warn(said, stacklevel=2)
+        return replace(self, sides=(*old, one) if apart else (one,))
 
     @torch.no_grad()
     def _excites(self, base: LM, delta: Tensor, steps: Sequence[int]) -> Iterator[float]:

@@ -11,8 +11,6 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from koinon.core import UserError
-from koinon.data.facts import Case, Fact
-from koinon.data.probes import drop_overlap
 from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
@@ -24,7 +22,7 @@ from koinon.edit._measures import means, measure
 from koinon.edit._places import refuse_places
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
-from koinon.edit._scores import Scored, scored
+from koinon.edit._scores import Scored, of_steps, scored, standing
 from koinon.lm.folders import write
 from koinon.terminal import Told, untold
 
@@ -69,8 +67,8 @@ class Job:
             prepared = time.perf_counter() - start
             edited = editor.edit([case.fact for case in cases], before, told)
             seconds = time.perf_counter() - start - prepared
-        steps = _of_steps(edited.steps, earlier.cases if earlier else (), cases)
-        found = scored(lm, edited.lm, measure(lm, edited.lm, _standing(steps)))
+        steps = of_steps(edited.steps, earlier.cases if earlier else (), cases)
+        found = scored(lm, edited.lm, measure(lm, edited.lm, standing(steps)))
         cost = {"preparing": round(prepared, 3), "a fact": round(seconds / len(cases), 4)}
         facts = {
             "out": str(self.out),
@@ -183,20 +181,6 @@ VERBS: Mapping[str, type] = {
     "undo": Undo, "ask": Ask, "locate": Locate, "compare": Compare, "advise": Advise, "prime": Prime
 }  # fmt: skip
 """What can be done besides teaching."""
-
-
-def _of_steps(
-    steps: Sequence[Sequence[Fact]], earlier: Sequence[tuple[Case, ...]], cases: Sequence[Case]
-) -> list[tuple[Case, ...]]:
-    """The cases of all steps: those of the earlier ones are known, and the others taught these."""
-    by = {case.fact.question: case for case in cases}
-    return [*earlier, *(tuple(by[fact.question] for fact in step) for step in steps[len(earlier) :])]
-
-
-def _standing(steps: Sequence[Sequence[Case]]) -> list[Case]:
-    """What is judged after the last step: of a question the last answer, and no probe of what a step teaches."""
-    last = {case.fact.question: case for step in steps for case in step}
-    return drop_overlap(list(last.values()))[0]
 
 
 def _written(file: Path, text: str) -> None:

@@ -8,7 +8,6 @@ when the loss is low, moving or not. Replay asks edits of the same memory to exc
 or without merging. SLERP and DARE are not offered.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -147,11 +146,7 @@ class Wise(Edit):
         return Ready(lm, layer, contexts(lm, self.count, self.lengths, self.seed), pool, scale, masks)
 
     def learn(self, lm: LM, facts: Sequence[Fact], ready: Ready, before: Patch | None) -> SideMemory:
-        """One fact more in the shard that is not full yet, and a merging if that fills the last of k.
-
-        Warns:
-            UserWarning: edits that do not excite the merged memory enough.
-        """
+        """One fact more in the shard that is not full yet, and a merging if that fills the last of k."""
         (fact,) = facts
         excitement = Excitement(self.over, self.balanced)
         asking = Asking(self.retrieve, self.ratio, self.quantile, excitement, self.trim, self.elect, self.past)
@@ -184,17 +179,7 @@ class Wise(Edit):
         sides.append(replace(side, delta=delta, scores=(*side.scores, score), steps=(*side.steps, step)))
         found = SideMemory(known.name, tuple(sides), (*known.questions, fact.question), asking)
         # 3. Merge k full shards; without retrieval also with what was merged before.
-        fresh = [its for its in sides if its.shard != MERGED]
-        if len(fresh) >= self.shards and len(fresh[-1].steps) >= self.shard:
-            old = [its for its in sides if its.shard == MERGED]
-            one = replace(found.merged(ready.lm, fresh if self.retrieve else sides), shard=MERGED)
-            if (firing := one.firing(asking)) < len(one.steps):
-                said = (
-                    f"merged, {firing} of {len(one.steps)} edits still fire: a lower ratio or quantile lets more do so"
-                )
-                warnings.warn(said, stacklevel=2)
-            found = replace(found, sides=(*old, one) if self.retrieve else (one,))
-        return found
+        return found.closed(ready.lm, self.shard, self.shards)
 
     def _others(self, ready: Ready, known: SideMemory, side: Side, fact: Fact) -> list[Prompts | None]:
         """Irrelevant prompts, and those of earlier edits in this memory, and in others."""

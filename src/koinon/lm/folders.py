@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -63,6 +64,12 @@ def quiet() -> Iterator[None]:
         hub.set_verbosity(talked)
         if showed:
             logging.enable_progress_bar()
+
+
+def places(config: Any) -> float:
+    """How many tokens a model has places for, by its configuration; infinite where that does not say."""
+    named = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    return next((its for name in named if (its := getattr(config, name, None))), math.inf)
 
 
 def _check(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A language model with its tokenizer: what it says to a prompt, how likely it finds an answer, what goes on inside."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +14,13 @@ from torch import Tensor, nn
 from koinon.core import UserError
 from koinon.lm.anatomy import Anatomy, anatomy, frozen
 from koinon.lm.fingerprints import fingerprint
+from koinon.lm.folders import places
 from koinon.lm.places import at, said_at
 from koinon.lm.reading import reading_of
 from koinon.nn.params import stream
 
 BATCH = 4096
 """Tokens in one pass, padding included, unless a single text is longer."""
-
-PLACES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""What configurations call the number of a model's places."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,7 @@ class LM:
     @property
     def limit(self) -> float:
         """How many tokens a text may have; infinite where the model does not say."""
-        said = (getattr(self.model.config, name, None) for name in PLACES)
-        return next((its for its in said if its), math.inf)
+        return places(self.model.config)
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """How models on disk are merged, whatever the method: what a person can choose, and what would be done."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +50,10 @@ class How:
 
     def refuse_streaming(self, method: Merge) -> None:
         """Raise UserError for an option of methods that stream, given to one that loads whole models."""
-        for option in fields(self):
-            if option.name != "dry_run" and getattr(self, option.name) != option.default:
-                word, name = option.name.replace("_", "-"), type(method).__name__
+        plain = vars(How(dry_run=self.dry_run))
+        for option, value in vars(self).items():
+            if value != plain[option]:
+                word, name = option.replace("_", "-"), type(method).__name__
                 raise UserError(f"--{word}: {name} loads whole models to look at data with them; leave it out")
 
     def stream(

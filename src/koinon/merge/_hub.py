@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from koinon.bench.compare import write_whole
 from koinon.core import UserError, describe, rebuild
 from koinon.data.checkpoints import file_digest, read_json
+from koinon.lm.folders import places
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._files import carry, digest_of
 from koinon.merge._live import State, is_own
@@ -120,16 +121,9 @@ def pool_of(
 ) -> Pool:
     """The models with their data."""
     tokenizer, model = load_tokenizer(base), load_model(base)
-    longest = min(longest, places(model, tokenizer))
+    longest = int(min(longest, places(model.config), tokenizer.model_max_length))
     inputs = {name: tokens(tokenizer, its, longest) for name, its in texts.items()}
     return Pool(model, {name: load_model(path) for name, path in experts.items()}, inputs, tuple(own))
-
-
-def places(model: nn.Module, tokenizer: Any) -> int:
-    """How many tokens a model has places for, as far as its configuration and its tokenizer say."""
-    known = ("max_position_embeddings", "n_positions", "max_seq_len")
-    found = [tokenizer.model_max_length, *(getattr(model.config, name, None) for name in known)]
-    return min((its for its in found if isinstance(its, int) and its > 0), default=1 << 31)
 
 
 def manifest_of(method: Merge, found: Plan, data: Sequence[Path]) -> dict[str, Any]:
@@ -211,7 +205,7 @@ def answer(twin: Path, texts: Path, out: Path, longest: int, told: Told) -> dict
     if longest < 1 or out.is_dir():
         raise UserError(f"--out {out} is a folder; give a file" if out.is_dir() else "--longest: give 1 or more")
     model, tokenizer, given = load_twin(twin), load_tokenizer(twin), read_texts(texts)
-    longest = min(longest, places(model.shared, tokenizer))
+    longest = int(min(longest, places(model.shared.config), tokenizer.model_max_length))
     lines = []
     for start in range(0, len(given), BATCH):
         inputs = tokens(tokenizer, given[start : start + BATCH], longest)

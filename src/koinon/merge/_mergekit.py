@@ -179,9 +179,15 @@ _WHOLE = "only whole models are merged, layers are neither cut nor stacked"
 
 
 def _scale(shared: Shared, own: Own) -> float:
-    """lambda, divided by the sum of the weights of all models if they are to be normalized."""
-    total = sum(own["weight"]) if shared["normalize"] else 1.0
-    return shared["lambda"] / (total if abs(total) >= 1e-8 else 1.0)
+    return shared["lambda"] / (sum(own["weight"]) if _divided(shared, own) else 1.0)
+
+
+def _divided(shared: Shared, own: Own) -> bool:
+    return shared["normalize"] and abs(sum(own["weight"])) >= 1e-8  # otherwise mergekit does not either
+
+
+def _task_arithmetic(shared: Shared, own: Own) -> Blend:
+    return TaskArithmetic(shared["lambda"], own["weight"], _divided(shared, own))
 
 
 def _clamped(density: Iterable[float]) -> tuple[float, ...]:
@@ -214,11 +220,6 @@ def _breadcrumbs(elect: bool, shared: Shared, own: Own) -> Blend:
     outliers = min(max(gamma, 0.0), 1 - density)  # where both do not fit, the density stands; 1 cuts nothing at all
     scale = shared["lambda"] if elect else _scale(shared, own)
     return Breadcrumbs(density, outliers, scale, own["weight"], elect, mean=elect and shared["normalize"])
-
-
-def _task_arithmetic(shared: Shared, own: Own) -> Blend:
-    divided = shared["normalize"] and abs(sum(own["weight"])) >= 1e-8  # where they are not, mergekit does not either
-    return TaskArithmetic(shared["lambda"], own["weight"], divided)
 
 
 _ADDED = {"normalize": False, "lambda": 1.0, "rescale": False, "int8_mask": False}
@@ -381,11 +382,8 @@ class _Reader:
             if name in (elsewhere or {}):
                 raise self.wrong(f"{where}: {name} is not read in a model's parameters; give it in the recipe's")
         self.keys(given, tuple(known), f"{where}: parameters")
-        flags = {name for name, default in known.items() if isinstance(default, bool)}
-        return {
-            name: self.setting(value, f"{where}: {name}", _flag if name in flags else _number)
-            for name, value in given.items()
-        }
+        read = {name: _flag if isinstance(default, bool) else _number for name, default in known.items()}
+        return {name: self.setting(value, f"{where}: {name}", read[name]) for name, value in given.items()}
 
     def setting(self, value: Any, where: str, read: Callable[[Any], Any]) -> Setting:
         entries = value if isinstance(value, list) else [value]
@@ -398,8 +396,7 @@ class _Reader:
             part = condition.get("filter")
             if not (part is None or isinstance(part, str)):
                 raise self.wrong(f"{where}: the filter {reprlib.repr(part)} is no text")
-            part = "" if part is None or part == "*" else part
-            conditions.append((part, self.values(condition.get("value"), where, read)))
+            conditions.append(("" if part == "*" else part or "", self.values(condition.get("value"), where, read)))
         return tuple(conditions)
 
     def values(self, value: Any, where: str, read: Callable[[Any], Any]) -> tuple[Any, ...]:

@@ -38,11 +38,13 @@ class RegMean(Merge):
     ridge: float = 1e-6
     """Added to the diagonal of each G_t, so that a feature that no model sees is averaged."""
 
+    def __post_init__(self) -> None:
+        refuse_outside(0, 1, shrink=self.shrink)
+        refuse_below(0, ridge=self.ridge)
+
     @torch.no_grad()
     def merge(self, pool: Pool) -> nn.Module:
         """See `Merge.merge`."""
-        refuse_outside(0, 1, shrink=self.shrink)
-        refuse_below(0, ridge=self.ridge)
         base, tuned = shared_states(pool)
         names, others = parts(pool.base, base)
         data = needed(pool, "RegMean")
