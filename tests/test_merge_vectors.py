@@ -100,6 +100,7 @@ METHODS = [
     Average(weights=(1.0, -2.0, 0.5), normalize=False),
     TaskArithmetic(),
     TaskArithmetic(scale=-0.5, weights=(1.0, 0.0, 2.0)),
+    TaskArithmetic(scale=0.5, weights=(1.0, 0.5, 2.0), normalize=True),
     Ties(),
     Ties(density=(0.5,), scale=0.5),
     Ties(density=(0.3, 0.0, 1.0), weights=(1.0, 0.5, 2.0)),

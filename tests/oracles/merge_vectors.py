@@ -55,7 +55,8 @@ def average(models: Sequence[State], weights=(1.0,), normalize=True) -> State:
     }
 
 
-def task_arithmetic(base: State, models: Sequence[State], scale=0.3, weights=(1.0,)) -> State:
+def task_arithmetic(base: State, models: Sequence[State], scale=0.3, weights=(1.0,), normalize=False) -> State:
+    scale = scale / sum(one_each(weights, len(models))) if normalize else scale
     return {name: added(b, [delta(b, model[name]) for model in models], weights, scale) for name, b in base.items()}
 
 
