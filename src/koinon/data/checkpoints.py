@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,12 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(f"no tensor matches {pattern!r}; there is for example {next(iter(names), 'none')}")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in names if matches(name, patterns)]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is meant by one of the patterns, as of ``fnmatch``."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -255,14 +260,11 @@ def _unpickled(path: Path, files: Sequence[Path], trusted: bool) -> Loaded:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError:  # what torch says of code in it ends in the advice to run that code
+            said = "damaged, or it holds more than tensors"
+            raise UserError(f"{file}: cannot be read as pickled tensors ({said})") from None
         except Exception as error:  # whatever a damaged pickle makes fail
-            # What torch says of a pickle with code in it ends in the advice to run that code.
-            coded = isinstance(error, pickle.UnpicklingError)
-            said = (
-                "damaged, or it holds more than tensors"
-                if coded
-                else " ".join(str(error).split())[:200] or type(error).__name__
-            )
+            said = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{file}: cannot be read as pickled tensors ({said})") from None
         if not (isinstance(found, dict) and all(isinstance(name, str) and _is_plain(t) for name, t in found.items())):
             raise UserError(f"{file}: holds something else than named tensors of numbers")

@@ -9,7 +9,6 @@ dropped entries, and brings them up again at later steps.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from koinon.core import Paper, UserError, refuse_below, refuse_outside
+from koinon.data.checkpoints import matches
 from koinon.data.facts import Fact
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Material
@@ -106,7 +106,7 @@ class Dilute(Edit):
         Raises:
             UserError: no parameter of that name, or no text without the keyword.
         """
-        names = [name for name, _ in lm.model.named_parameters() if any(fnmatchcase(name, its) for its in self.where)]
+        names = [name for name, _ in lm.model.named_parameters() if matches(name, self.where)]
         if not names:
             raise UserError(f"where {self.where}: no parameter of the model has such a name; '*' stands for all")
         start = {name: lm.model.get_parameter(name).detach() for name in names}

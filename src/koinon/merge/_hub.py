@@ -202,8 +202,10 @@ def load_twin(folder: Path) -> Twin:
 
 def answer(twin: Path, texts: Path, out: Path, longest: int, told: Told) -> dict[str, Any]:
     """Write the router's weights and the logits of each text, -inf as null."""
-    if longest < 1 or out.is_dir():
-        raise UserError(f"--out {out} is a folder; give a file" if out.is_dir() else "--longest: give 1 or more")
+    if longest < 1:
+        raise UserError("--longest: give 1 or more")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give a file")
     model, tokenizer, given = load_twin(twin), load_tokenizer(twin), read_texts(texts)
     longest = int(min(longest, places(model.shared.config), tokenizer.model_max_length))
     lines = []

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koinon.core import UserError
-from koinon.data.checkpoints import Loaded
+from koinon.data.checkpoints import Loaded, matches
 from koinon.merge._engine import Sources, blend_all, cores, measure_all
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
     """
     if not pool.tuned:
         raise UserError("no model to merge: give the pool at least one")
-    base = {
-        name: value.detach()
-        for name, value in pool.base.state_dict().items()
-        if value.is_floating_point() and not is_own(pool, name)
-    }
+    base = _shared(pool)
     if not base:
         raise UserError("nothing to merge: every tensor of the base stays a task's own")
     tuned: dict[str, State] = {}
@@ -55,9 +51,18 @@ def shared_states(pool: "Pool") -> tuple[State, dict[str, State]]:
     return base, tuned
 
 
+def _shared(pool: "Pool") -> State:
+    """Of the base; see `shared_states`."""
+    return {
+        name: value.detach()
+        for name, value in pool.base.state_dict().items()
+        if value.is_floating_point() and not is_own(pool, name)
+    }
+
+
 def is_own(pool: "Pool", name: str) -> bool:
     """Whether a tensor stays each task's own."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in pool.own)
+    return matches(name, pool.own)
 
 
 def blended(method: "Blend", pool: "Pool") -> nn.Module:
@@ -89,9 +94,8 @@ def with_weights(module: nn.Module, state: State) -> nn.Module:
 
 def personal(pool: "Pool", merged: nn.Module, task: str) -> nn.Module:
     """The task's model with the merged tensors in the place of its own, except those that stay its own."""
-    base, _ = shared_states(pool)
     state = merged.state_dict()
-    return with_weights(pool.tuned[task], {name: state[name] for name in base})
+    return with_weights(pool.tuned[task], {name: state[name] for name in _shared(pool)})
 
 
 def outputs(module: nn.Module, inputs: Any, state: State | None = None) -> Float[Tensor, "batch ..."]:

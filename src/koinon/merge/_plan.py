@@ -1,6 +1,5 @@
 """What a merge of models on disk will do, known before a number is read: which tensors, from where, of what kind."""
 
-import fnmatch
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from koinon.core import UserError
-from koinon.data.checkpoints import Adapted, matching, open_weights
+from koinon.data.checkpoints import Adapted, matches, matching, open_weights
 from koinon.data.tensorfiles import Spec, Weights
 from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK, as_bytes
@@ -136,7 +135,7 @@ def plan(
     reference = next(iter(opened.values())) if base_weights is None else base_weights
     notes: list[str] = []
     floating = [name for name, spec in reference.specs.items() if spec.dtype.is_floating_point]
-    merged = matching(floating, only) if only else [name for name in floating if not _matches(name, own)]
+    merged = matching(floating, only) if only else [name for name in floating if not matches(name, own)]
     if not merged:
         raise UserError(f"{base or experts[0]}: holds no floating-point tensors to merge")
     chosen = set(merged)
@@ -145,7 +144,7 @@ def plan(
     twins = _Twins(reference)
     tuned = {}
     for name, its in opened.items():
-        seen = {there for there in {*reference.specs, *its.specs} if not _matches(there, own)}
+        seen = {there for there in {*reference.specs, *its.specs} if not matches(there, own)}
         tuned[name] = _fitted(name, its, twins, chosen if only else seen, missing, notes)
     fitted = [its for its in tuned.values() if isinstance(its, Fitted)]
     tied = {name: there for its in fitted for name, (held, there) in its.elsewhere.items() if held is its.weights}
@@ -228,10 +227,6 @@ def _refuse_scaled(path: Path, weights: Weights, chosen: set[str]) -> None:
                 raise UserError(
                     f"{path}: {name} is the scale of a quantized {held}; give the model in bfloat16 instead"
                 )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _more(names: Sequence[str]) -> str:

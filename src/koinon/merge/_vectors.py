@@ -32,6 +32,18 @@ def each(values: Sequence[float], models: Sequence[str], what: str) -> list[floa
     return list(values) * (len(models) if len(values) == 1 else 1)
 
 
+def total_of(weights: Sequence[float], kind: torch.dtype) -> Float[Tensor, ""]:
+    """What a weighted sum is divided by, in the type of its numbers.
+
+    Raises:
+        UserError: it is 0.
+    """
+    total = torch.tensor(weights, dtype=kind).sum()
+    if total == 0:
+        raise UserError(f"weights {tuple(weights)} sum to 0: give others, or do not normalize")
+    return total
+
+
 def kept(density: float, count: int) -> int:
     """How many of ``count`` elements a density keeps: rounded down, but one at least if it is above 0."""
     return min(count, max(1, int(density * count))) if density > 0 else 0

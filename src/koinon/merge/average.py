@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk
-from koinon.merge._vectors import each
+from koinon.merge._vectors import each, total_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def weighted_mean(values: Sequence[Float[Tensor, " n"]], weights: Sequence[float
     """sum_t w_t theta_t, divided by sum_t w_t if asked for; summed in float32 or better."""
     kind = torch.promote_types(values[0].dtype, torch.float32)
     coefficients = torch.tensor(weights, dtype=kind)
-    if normalize and coefficients.sum() == 0:
-        raise UserError(f"weights {tuple(weights)} sum to 0: give others, or do not normalize")
+    divisor = total_of(weights, kind) if normalize else None
     total = torch.zeros_like(values[0], dtype=kind)
     for value, coefficient in zip(values, coefficients, strict=True):
         total.addcmul_(value, coefficient)
-    return total / coefficients.sum() if normalize else total
+    return total if divisor is None else total / divisor

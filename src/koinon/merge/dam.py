@@ -98,8 +98,8 @@ class Search:
         if method.temperature <= 0 or method.samples < 1:
             raise UserError(f"temperature {method.temperature:g}, samples {method.samples}: give more than 0")
         refuse_below(0, adv_weight=method.adv_weight, steps=method.steps, tuning_steps=method.tuning_steps)
-        rates = ("rate", "adv_rate", "inner_rate", "tuning_rate")
-        refuse_below(0, **{name: getattr(method, name) for name in rates})
+        refuse_below(0, rate=method.rate, adv_rate=method.adv_rate)
+        refuse_below(0, inner_rate=method.inner_rate, tuning_rate=method.tuning_rate)
         self.method = method
         self.vectors = task_vectors(pool)
         self.data = needed(pool, "DAM")

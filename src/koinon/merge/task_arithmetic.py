@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koinon.core import Paper, UserError
+from koinon.core import Paper
 from koinon.merge._contract import Blend
 from koinon.merge._engine import Chunk
-from koinon.merge._vectors import added, consensus, each
+from koinon.merge._vectors import added, consensus, each, total_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,5 @@ class TaskArithmetic(Blend):
         weights = each(self.weights, list(chunk.tuned), "weights")
         total = consensus(chunk.deltas, weights, elect=False, mean=False)
         if self.normalize:
-            divisor = torch.tensor(weights, dtype=total.dtype).sum()
-            if divisor == 0:
-                raise UserError(f"weights {tuple(weights)} sum to 0: give others, or do not normalize")
-            total /= divisor
+            total /= total_of(weights, total.dtype)
         return added(chunk, total, self.scale)

@@ -57,7 +57,7 @@ class Ties(Blend):
         refuse_outside(0, 1, density=self.density)
         ranks = [[kept(its, part.count)] for its in density]
         # Nothing is below 0, so that a model kept whole needs no look.
-        if all(its == 1 for its in density):
+        if self.passes == 1:
             return [0.0] * len(density)
         return [cut for (cut,) in cutoffs(part, ranks)]
 

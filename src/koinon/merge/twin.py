@@ -5,7 +5,6 @@ The router's checkpoint is that of least loss on held-out training inputs, where
 data; it has no biases before batch normalisation; and it picks a row's head, where the release takes the true task's.
 """
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from koinon.core import Paper, UserError, refuse_below, refuse_outside
+from koinon.data.checkpoints import matches
 from koinon.merge._contract import Merge, Pool
 from koinon.merge._live import features, needed, outputs, own_states, parts, rows, shared_states, taken, with_own
 from koinon.merge._vectors import each
@@ -92,7 +92,7 @@ class TwinMerging(Merge):
         base, tuned = shared_states(pool)
         stacks = {}
         for name in itertools.chain(*parts(pool.base, base)):
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip):
+            if matches(name, self.skip):
                 continue
             kind = torch.promote_types(stars[name].dtype, torch.float32)
             vectors = [state[name].to(kind) - stars[name].to(kind) for state in tuned.values()]
