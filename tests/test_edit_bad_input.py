@@ -266,9 +266,20 @@ EDITS = {
         ask(), ("edited: aspect 'x': give 'reliability' or",),
         with_about(lambda its: its["steps"][0][0].update(probes=[{"prompt": "a", "answer": "b", "aspect": "x"}])),
     ),
-    "a matrix of sides cut": Wrong(
-        ask("sides"), (f"{NAME}: the edit is for 5 x 64, the base has 32 x 64",),
-        with_tensors(lambda its: {name: value[:5].contiguous() for name, value in its.items()}, "sides"),
+    "a matrix of sides turned": Wrong(
+        ask("sides"), (f"{NAME}: the edit is for 64 x 32, the base has 32 x 64",),
+        with_about(lambda its: its["packed"].update({"side 0": [64, 32]}), "sides"),
+    ),
+    "a matrix of sides without end": Wrong(
+        ask("sides"), ("sides: damaged", "bits of 256 bytes for 1000000000000 entries"),
+        with_about(lambda its: its["packed"].update({"side 0": [10**6, 10**6]}), "sides"),
+    ),
+    "a packed matrix that lacks": Wrong(
+        ask("sides"), ("sides: damaged",), with_about(lambda its: its["packed"].update({"side 1": [32, 64]}), "sides")
+    ),
+    "values that lack": Wrong(
+        ask("sides"), ("sides: damaged", "410 places"),
+        with_tensors(lambda its: its | {"side 0:values": its["side 0:values"][:9].contiguous()}, "sides"),
     ),
     "a score that is none": Wrong(
         ask("sides"), ("sides: scores nan",),

@@ -198,6 +198,26 @@ def test_what_is_taught_anew_is_no_longer_to_stay(here, model):
     assert not {"generality", "locality"} & found.keys()
 
 
+def test_what_earlier_edits_are_judged_by_is_not_shown_to_later_ones(here, model):
+    """Nor what they teach."""
+    taught(here, model, out="one", first=1)
+    write_cases(here / "facts.jsonl", cases()[1:])
+    (here / "u.txt").write_text(f"{tiny.OTHERS[-1].question}\n")
+    shown = cases()[0].of("locality")[0].prompt
+    (here / "seen.txt").write_text(f"{shown}\n")
+    write_cases(here / "train.jsonl", cases()[:1])
+    for wrong, said in (
+        (Given(here / "facts.jsonl", unrelated=here / "seen.txt"), f"{shown!r} is a probe of .* or of earlier edits"),
+        (Given(here / "facts.jsonl", train=here / "train.jsonl"), "'Lyon is a city in' is taught as well"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Job(Opened(str(model)), wrong, here / "on", after=here / "one").run(STRONG)
+    assert not (here / "on").exists()
+    Job(Opened(str(model)), Given(here / "facts.jsonl", unrelated=here / "u.txt"), here / "on", after=here / "one").run(
+        STRONG
+    )
+
+
 def test_where_nothing_was_to_stay_it_is_said(here, model):
     kinds = (STRONG, Finetune(layer=1, steps=0))
     assert taught(here, model, kinds[1], "a")["changed"] == "no answer that was to stay"
@@ -433,6 +453,14 @@ def test_perplexity_is_of_the_texts_tokens():
 
 
 # Which layer, which method.
+
+
+def test_wishes_that_nothing_fits_are_told(capsys):
+    said = made.say(capsys, "edit", "advise", "--black-box", "--plain-model", "--json")
+    assert said.code == 0
+    assert "no method does all of that" in said.err
+    assert not any(its["fits"] for its in json.loads(said.out).values())
+    assert not made.say(capsys, "edit", "advise", "--black-box", "--json").err
 
 
 def test_roles_are_averaged_over_tokens_then_over_prompts():

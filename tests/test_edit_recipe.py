@@ -186,6 +186,7 @@ def test_all_facts_so_far_are_asked_again_at_each_mark(world):
     assert abs(now - then) > 1e-3, "the first fact was not asked again"
 
 
+@pytest.mark.filterwarnings("ignore:tracing")
 def test_tracing_and_editing_are_compared_layer_by_layer(world):
     lesson = Lesson(world, SIZES, 0, TASKS)
     method = Finetune(layer="auto", rate=1e-2, bound=0.0, steps=3)
@@ -257,6 +258,7 @@ def test_a_row_of_every_part(world):
     assert len(row["draws"][settings["main"]]) == 100
 
 
+@pytest.mark.filterwarnings("ignore:tracing")
 def test_a_row_of_tasks_taught_alone(world):
     """Settings are chosen on facts that are taught alone as well."""
     recipe = EditRecipe("tasks", "tiny")
@@ -317,6 +319,44 @@ def test_a_slow_model_is_asked_less_and_trains_nothing_beforehand():
     assert {"finetune_m", "rome", "memit", "ike", "grace", "wise"} <= set(found)
     assert len({repr(its) for its in found.values()}) == len(found)
     assert slow.scales["small"].sizes.single < SCALES["small"].sizes.single
+
+
+def test_wise_is_changed_in_one_part_at_a_time(world):
+    found = SETTINGS["wise"].entrants(0, 4)
+    side, fours = (dataclasses.asdict(found[name].method) for name in ("wise", "wise_fours"))
+    changes = {}
+    for name, its in found.items():
+        if name not in ("finetune_m", "wise"):
+            start = side if its.method.shards != 4 or name == "wise_fours" else fours
+            now = dataclasses.asdict(its.method)
+            changes[name] = {field: value for field, value in now.items() if value != start[field]}
+            assert its.points == found["wise"].points
+    assert changes == {
+        "wise_first_layer": {"layer": 0},
+        "wise_last_layer": {"layer": 3},
+        "wise_fours": {"shards": 4},
+        "wise_fours_same_mask": {"masks": "shared"},
+        "wise_fours_disjoint": {"masks": "disjoint"},
+        "wise_fours_averaged": {"trim": 1.0, "elect": False},
+        "wise_merged": {"retrieve": False},
+    }
+    assert found["wise"].method.layer == 2
+
+
+def test_a_row_of_facts_in_a_row_only(world):
+    """What they take in a folder grows with them, where each has a memory of its own, and is packed."""
+    recipe = EditRecipe("wise", "tiny")
+    settings = recipe.settings(world)
+    assert settings["shown"] == ["row.4.reliability", "row.4.generality", "row.4.locality", "row.1.triangle"]
+    side = dataclasses.replace(SETTINGS["wise"].entrants(0, 2)["wise"].method, steps=2, count=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        row = recipe.cell(world, Entrant(side), 0)
+    assert {name.split(".")[0] for name in row["metrics"]} == {"row"}
+    assert {settings["main"], *settings["shown"]} <= row["metrics"].keys()
+    count = 16 * 32
+    assert row["cost"]["kept_bytes"] == count / 8 + round(0.2 * count) * 4
+    assert row["cost"]["row_bytes"] == 4 * row["cost"]["kept_bytes"]
 
 
 def test_a_method_of_ones_own_must_be_an_editor(world):

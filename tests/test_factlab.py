@@ -10,10 +10,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import made as tools
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from koinon.core import UserError
 from koinon.data import factlab, sources
@@ -521,3 +523,89 @@ def test_a_gguf_file_that_is_none_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"the GGUF file cannot be read[^\n]*\Z"):
         read_gguf(b"GGUF, and no more", tmp_path)
     assert list(Path(tmp_path).iterdir()) == []
+
+
+# GGUF.
+
+GGUF_NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+"""Of a block, in the file and in the model."""
+
+
+def turned(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Queries and keys as the file has them: of each head the two halves that are turned together lie side by side."""
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def test_a_gguf_file_becomes_the_model_that_it_holds(tmp_path):
+    """Few bits a weight, queries and keys turned, a tied head: as the file of SmolLM2 has them."""
+    tokenizer = small.tokenizer_of(factlab.made().statements(), 300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=48, rms_norm_eps=3e-5, rope_theta=7_000.0,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    state = {name: its.numpy() for name, its in LlamaForCausalLM(config).state_dict().items()}
+    file = gguf.GGUFWriter(tmp_path / "made", "llama")
+    file.add_block_count(2)
+    file.add_context_length(48)
+    file.add_embedding_length(64)
+    file.add_feed_forward_length(96)
+    file.add_head_count(4)
+    file.add_head_count_kv(2)
+    file.add_rope_dimension_count(16)
+    file.add_rope_freq_base(7_000.0)
+    file.add_layer_norm_rms_eps(3e-5)
+    file.add_vocab_size(len(tokenizer))
+    coded = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(sorted(coded["vocab"], key=coded["vocab"].get))
+    file.add_token_types([1] * len(coded["vocab"]))
+    file.add_token_merges([its if isinstance(its, str) else " ".join(its) for its in coded["merges"]])
+    file.add_bos_token_id(1)
+    file.add_eos_token_id(1)
+    kinds = gguf.GGMLQuantizationType
+    expected = {}
+
+    def add(name: str, ours: str, kind: gguf.GGMLQuantizationType, heads: int = 0) -> None:
+        its = turned(state[ours], heads) if heads else state[ours]
+        coarse = gguf.quants.quantize(its, kind)
+        file.add_tensor(name, coarse, raw_dtype=kind)
+        expected[ours] = gguf.quants.dequantize(coarse, kind)
+
+    add("token_embd.weight", "model.embed_tokens.weight", kinds.Q8_0)
+    add("output_norm.weight", "model.norm.weight", kinds.F32)
+    for number in range(2):
+        for theirs, ours in GGUF_NAMES.items():
+            kind = kinds.F32 if "norm" in ours else kinds.Q4_1
+            heads = {"attn_q": 4, "attn_k": 2}.get(theirs, 0)
+            add(f"blk.{number}.{theirs}.weight", f"model.layers.{number}.{ours}.weight", kind, heads)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    model, again = read_gguf((tmp_path / "made").read_bytes(), tmp_path)
+    assert sorted(its.name for its in tmp_path.iterdir()) == ["made"]
+    for name, its in model.state_dict().items():
+        if name == "lm_head.weight":
+            assert its.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+            continue
+        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
+        found = turned(its.numpy(), heads) if heads else its.numpy()
+        assert np.array_equal(found, expected[name]), name
+        assert its.dtype == torch.float32
+    assert (model.config.rms_norm_eps, model.config.max_position_embeddings) == (pytest.approx(3e-5), 48)
+    assert model.config.rope_parameters["rope_theta"] == 7_000.0
+    assert not hasattr(model.config, "quantization_config")
+    text = "Lyon lies in the land of Aldora."
+    assert again(text)["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    model.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        ids = torch.tensor([[3, 5, 8]])
+        held = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(ids).logits
+        assert torch.equal(held, model(ids).logits)

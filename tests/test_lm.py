@@ -508,6 +508,15 @@ def test_the_layer_is_the_one_that_knows(tokenizer):
         )
 
 
+def test_tracing_says_that_it_found_nothing(tokenizer):
+    model = tiny("llama", tokenizer)
+    with torch.no_grad():
+        for block in anatomy(model).blocks:
+            block.falls.weight.zero_()
+    with pytest.warns(UserWarning, match="no layer brings back .*: give --layer"):
+        best_layer(LM.of(model, tokenizer), [Fact("Lyon", "x", "We all love {}")])
+
+
 # Folders.
 
 

@@ -357,6 +357,21 @@ def test_where_less_is_better_the_difference_is_turned():
     assert turned.difference.mean == pytest.approx(-0.05 / 3)
 
 
+def test_a_claim_may_say_by_how_much():
+    """On the claimed side of zero is not enough: as far from it as the paper says."""
+    rows = rows_of([0.71, 0.72, 0.73], [0.40, 0.40, 0.41])
+    assert evaluate(claim(by=0.3), rows).state == "held"
+    far = evaluate(claim(by=0.33), rows)
+    assert far.state == "not held"
+    assert far.difference.mean == pytest.approx(0.95 / 3 - 0.33)
+    half = evaluate(claim(metric="collapse", times=0.5), rows)  # 0.28 on the mean, of 0.60
+    assert half.state == "held"
+    assert half.difference.mean == pytest.approx((0.5 * 1.79 - 0.84) / 3)
+    assert evaluate(claim(metric="collapse", times=0.4), rows).state == "not held"
+    assert evaluate(claim(metric="collapse", by=0.2), rows).state == "held"
+    assert evaluate(claim(metric="collapse", by=0.32), rows).state == "not held"
+
+
 def test_metric_of_finds_metrics_and_meters_of_one_label():
     rows = rows_of([0.7, 0.8], [0.1])
     found = metric_of(rows, "one", "mean.auc")

@@ -24,7 +24,10 @@ class Verdict:
     claim: Claim
     state: str
     difference: Interval | None
-    """Better minus than (or than minus better, where less is better), with its interval."""
+    """How much better than was claimed, with its interval: above zero if it holds.
+
+    Better minus than, or than minus better where less is better, less `Claim.by`.
+    """
 
 
 def committed(recipe: str) -> list[dict[str, Any]]:
@@ -59,8 +62,14 @@ def evaluate(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     better, than = (metric_of(rows, label, claim.metric) for label in (claim.better, claim.than))
     if len(set(better) & set(than)) < 2:
         return Verdict(claim, "untested", None)
-    difference = paired(than, better) if falls(claim.metric) else paired(better, than)
+    sign = -1 if falls(claim.metric) else 1
+    asked = {seed: _moved(its, claim.times, sign * claim.by) for seed, its in than.items()}
+    difference = paired(asked, better) if falls(claim.metric) else paired(better, asked)
     return Verdict(claim, "held" if difference.sign > 0 else "not held", difference)
+
+
+def _moved(its: Measured, times: float, by: float) -> Measured:
+    return Measured(times * its.value + by, times * its.draws + by)
 
 
 def verdicts(system: System) -> list[Verdict]:

@@ -66,16 +66,16 @@ def claim_rows(system: System) -> list[dict[str, Any]]:
 def _claim_row(verdict: Verdict) -> dict[str, Any]:
     claim, difference = verdict.claim, verdict.difference
     interval = None if difference is None else [difference.mean, difference.low, difference.high]
-    sides = (claim.than, claim.better) if falls(claim.metric) else (claim.better, claim.than)
+    than = claim.than if claim.times == 1 else f"{claim.times:g} {claim.than}"
+    sides = (than, claim.better) if falls(claim.metric) else (claim.better, than)
+    words = " - ".join([*sides, *([f"{claim.by:g}"] if claim.by else [])])
     return {
         "says": claim.says,
         "state": verdict.state,
         "recipe": claim.recipe,
         "metric": claim.metric,
         "difference": interval,
-        "text": "-"
-        if interval is None
-        else f"{sides[0]} - {sides[1]}: {interval[0]:+.4f} [{interval[1]:+.4f}, {interval[2]:+.4f}]",
+        "text": "-" if interval is None else f"{words}: {interval[0]:+.4f} [{interval[1]:+.4f}, {interval[2]:+.4f}]",
         "why": claim.why if verdict.state == "not held" else "",
     }
 

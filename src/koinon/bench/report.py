@@ -22,6 +22,7 @@ COSTS = {
     "samples_per_second": "samples/s",
     "stored_bytes": "stored bytes",
     "kept_bytes": "kept bytes",
+    "row_bytes": "bytes after all",
     "peak_mb": "peak MB",
 }
 """What a row may tell of its cost, and how it is headed."""

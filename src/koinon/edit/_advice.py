@@ -7,7 +7,7 @@ from typing import Any
 from koinon.core import UserError, load, names
 from koinon.edit._compare import measured
 from koinon.edit._contract import Edit
-from koinon.terminal import Told, untold
+from koinon.terminal import Told, say, untold
 
 PLACES = {
     "external": "knowledge stays beside the model",
@@ -46,8 +46,11 @@ class Advise:
     wishes: Wishes
 
     def run(self, told: Told = untold) -> dict[str, Any]:
-        """Every method, whether it fits, and why."""
-        return advise(self.wishes)
+        """Every method, whether it fits, and why; a line says so if none does."""
+        found = advise(self.wishes)
+        if not any(its["fits"] for its in found.values()):
+            say("koinon: no method does all of that; beside each stands what it cannot")
+        return found
 
 
 def advise(wishes: Wishes) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from koinon.data.facts import Case, Fact, Probe
 from koinon.data.tensorfiles import TensorFile
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
+from koinon.edit._packing import packed, unpacked
 from koinon.edit._patches import Patch
 from koinon.edit._places import refuse_taken
 from koinon.lm.language import LM
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout."""
 TENSORS, ABOUT = "edit.safetensors", "koinon.json"
 
@@ -132,6 +133,7 @@ def kept(folder: Path, own: str | None = None) -> Kept:
         cases = tuple(tuple(_case(values) for values in step) for step in about["steps"])
         assert all(cases), "a step without a fact"
         assert sorted(tensors) == about["tensors"], "other tensors than were written"
+        tensors = unpacked(tensors, about["packed"])
         patch = method.patch.restore(tensors, about["patch"]) if cases else None
         if patch is not None:
             assert patch.length == len(cases), f"{len(cases)} steps, and edits of {patch.length}"
@@ -145,7 +147,7 @@ def kept(folder: Path, own: str | None = None) -> Kept:
 
 
 def save(edited: Edited, out: str | Path, base: str | None = None, scores: Mapping[str, Any] | None = None) -> int:
-    """Write a folder that `load` reads, whole or not at all; gives its tensors' bytes.
+    """Write a folder that `load` reads, whole or not at all; gives its tensors' bytes, zeros packed.
 
     Args:
         edited: the model.
@@ -166,6 +168,7 @@ def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch |
     tensors = {
         name: its.detach().cpu().contiguous().clone() for name, its in (patch.tensors() if patch else {}).items()
     }
+    tensors, shapes = packed(tensors)
     description = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("koinon", "torch", "transformers")},
@@ -173,6 +176,7 @@ def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch |
         "steps": [[_said(case.fact) | _probes(case) for case in step] for step in cases],
         "patch": patch.notes if patch else {},
         "tensors": sorted(tensors),
+        "packed": shapes,
         **more,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)

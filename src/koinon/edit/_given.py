@@ -1,7 +1,7 @@
 """What a person hands in: a model, the facts for it, and what a method may look at beside them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,16 +107,23 @@ class Given:
         except UserError as error:
             raise UserError(f"{self.facts}: {error}") from None
 
-    def material(self, cases: list[Case]) -> Material:
-        """What a method may look at when it learns these cases' facts: nothing that they are judged by."""
+    def material(self, cases: Sequence[Case], earlier: Sequence[Case] = ()) -> Material:
+        """What a method may look at when it learns these cases' facts: nothing that they are judged by.
+
+        Args:
+            cases: those of the file of facts.
+            earlier: of edits that these come on top of, which are judged again.
+        """
+        cases = [*earlier, *cases]
+        where = f"{self.facts} or of earlier edits" if earlier else self.facts
         asked = {probe.prompt for case in cases for probe in case.probes}
         unrelated = lines(self.unrelated) if self.unrelated else []
         if same := next((its for its in unrelated if its in asked), None):
-            raise UserError(f"{self.unrelated}: {same!r} is a probe of {self.facts}: leave it out of one of them")
+            raise UserError(f"{self.unrelated}: {same!r} is a probe of {where}: leave it out of one of them")
         others = read_cases(self.train, say=say) if self.train else []
         taught = {case.fact.question for case in cases}
         if both := next((its.fact.question for its in others if its.fact.question in taught), None):
-            raise UserError(f"{self.train}: {both!r} is taught by {self.facts} as well: train on other facts")
+            raise UserError(f"{self.train}: {both!r} is taught as well: train on other facts")
         found = Material(lines(self.corpus) if self.corpus else (), others, unrelated)
         return found.tracing([case.fact for case in cases])
 

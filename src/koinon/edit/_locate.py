@@ -14,7 +14,7 @@ from koinon.core import UserError
 from koinon.data.facts import Fact
 from koinon.edit._edited import Material
 from koinon.edit._folders import number
-from koinon.edit._given import Given, Opened
+from koinon.edit._given import Given, Opened, warned
 from koinon.edit._layers import TRACED, chosen
 from koinon.edit._places import refuse_places
 from koinon.lm.language import LM
@@ -50,8 +50,9 @@ class Locate:
             raise UserError(f"{self.out}: give a figure's name ({', '.join(KINDS)}), and numbers from 1")
         refuse_places([], [self.out], [self.opened.model, *self.given.files])
         cases = self.given.cases()
-        found = located(self.opened.lm(), [case.fact for case in cases],
-                        self.noise, self.samples, self.window, self.seed, told)  # fmt: skip
+        with warned():
+            found = located(self.opened.lm(), [case.fact for case in cases],
+                            self.noise, self.samples, self.window, self.seed, told)  # fmt: skip
         draw(found, self.out)
         return {"out": str(self.out), **found.plain()}
 

@@ -61,13 +61,14 @@ class Job:
         cases = self.given.cases(lm)
         earlier = None if self.after is None else self._before(method, self.after)
         before = None if self.after is None or earlier is None else earlier.on(lm, self.after)
+        past = earlier.cases if earlier else ()
         with warned() as said:
             start = time.perf_counter()
-            editor = method.on(lm, self.given.material(cases))
+            editor = method.on(lm, self.given.material(cases, [its for step in past for its in step]))
             prepared = time.perf_counter() - start
             edited = editor.edit([case.fact for case in cases], before, told)
             seconds = time.perf_counter() - start - prepared
-        steps = of_steps(edited.steps, earlier.cases if earlier else (), cases)
+        steps = of_steps(edited.steps, past, cases)
         found = scored(lm, edited.lm, measure(lm, edited.lm, standing(steps)))
         cost = {"preparing": round(prepared, 3), "a fact": round(seconds / len(cases), 4)}
         facts = {

@@ -1,5 +1,6 @@
 """Causal tracing: where in a model an answer comes from, by breaking its subject and mending one state at a time."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from koinon.nn.params import stream
 
 What = Literal["state", "ffn", "attention"]
 """What is mended: the vector between two layers, or what one part of a layer adds to it."""
+NOTHING = 1e-3
+"""An effect on a probability that is none."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,15 @@ def best_layer(lm: LM, facts: Sequence[Fact], samples: int = 4, seed: int = 0) -
     """The layer whose FFN matters most to what a model says of the subjects: where rank-one methods write.
 
     Mended is what the FFN adds at the subject's last token; the largest mean over the facts is taken.
+
+    Warns:
+        UserWarning: no layer brings anything back, so that which one is taken means nothing.
     """
-    return int(layer_effects(lm, facts, samples, seed).mean(0).argmax())
+    effects = layer_effects(lm, facts, samples, seed).mean(0)
+    if not float(effects.max()) > NOTHING:
+        said = "tracing: no layer brings back what the model says of these subjects: give --layer, or facts it knows"
+        warnings.warn(said, stacklevel=2)
+    return int(effects.argmax())
 
 
 def layer_effects(lm: LM, facts: Sequence[Fact], samples: int = 4, seed: int = 0) -> Float[Tensor, "fact layer"]:

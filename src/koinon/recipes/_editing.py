@@ -259,13 +259,24 @@ class Lesson:
         self.edits += len(cases)
         return editor.edit([case.fact for case in cases], after)
 
-    def in_a_row(self, editor: Editor, cases: Sequence[Case], marks: Sequence[int]) -> dict[int, list[Judged]]:
-        """One after the other; at each mark all facts so far are asked again, of the model as it is then."""
+    def in_a_row(
+        self,
+        editor: Editor,
+        cases: Sequence[Case],
+        marks: Sequence[int],
+        look: Callable[[Edited], None] | None = None,
+    ) -> dict[int, list[Judged]]:
+        """One after the other; at each mark all facts so far are asked again, of the model as it is then.
+
+        At each there may be another look.
+        """
         found, edited = {}, None
         for number, case in enumerate(cases[: max(marks)], start=1):
             edited = self._taught(editor, [case], edited)
             if number in marks:
                 found[number] = measure(self._plain, edited.lm, cases[:number])
+                if look is not None:
+                    look(edited)
         return found
 
     def at_once(self, editor: Editor, cases: Sequence[Case]) -> list[Judged]:

@@ -11,7 +11,8 @@ from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError, build, load, pick
 from koinon.data import factlab
 from koinon.edit._contract import Edit
-from koinon.edit._patches import Weights
+from koinon.edit._packing import packed
+from koinon.edit._patches import Patch, Weights
 from koinon.edit.alphaedit import AlphaEdit
 from koinon.edit.finetune import Finetune
 from koinon.edit.grace import Grace
@@ -77,7 +78,19 @@ SLOW: Mapping[str, Scale] = {
     "full": SCALES["small"],
 }
 """For a model that takes a second for a step: fewer facts."""
+IN_A_ROW: Mapping[str, Scale] = {
+    name: replace(scale, sizes=replace(scale.sizes, single=0, stream=stream, batch=0))
+    for (name, scale), stream in zip(SCALES.items(), ((1, 4), (1, 10, 20), (1, 10, 100), (1, 10, 100, 1_000)))
+}
+"""For facts that are only taught in a row."""
 SHOWN = ("reliability", "generality", "locality", "portability", "harmonic")
+
+
+def side_of(depth: int) -> Wise:
+    """WISE for small models: a memory for each fact, asked by the prompt's last token, counted by its length."""
+    return Wise(
+        layer=depth // 2, count=2, steps=40, shard=1, shards=10**6, irrelevant=8, balanced=True, over="last", ratio=0.7
+    )
 
 
 def entrants(training: int, depth: int) -> dict[str, Entrant]:
@@ -92,9 +105,7 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
     written = grid(layer=layers, decay=(0.5, 1e-3))
     spread = Memit(spread=min(2, depth), bound=4.0, decay=1e-3)
     guarded = AlphaEdit(spread=min(2, depth), bound=4.0, decay=1e-3, rate=0.5, relative=True)
-    side = Wise(
-        layer=depth // 2, count=2, steps=40, shard=1, shards=10**6, irrelevant=8, balanced=True, over="last", ratio=0.7
-    )
+    side = side_of(depth)
     apart = grid(ratio=(0.7, 0.88))
     return {
         "base": Entrant(Finetune(layer=0, steps=0)),
@@ -114,7 +125,6 @@ def entrants(training: int, depth: int) -> dict[str, Entrant]:
         "ike": Entrant(Ike(), grid(count=(0, 1))),
         "grace": Entrant(Grace(layer=depth // 2, steps=60, rate=0.3), grid(radius=(1.0, 2.0, 3.0))),
         "wise": Entrant(side, apart),
-        "wise_merged": Entrant(replace(side, shards=4, retrieve=False), apart),
         "wise_one_shard": Entrant(replace(side, shard=10**6), apart),
         "wise_no_margin": Entrant(replace(side, routing=0.0), apart),
         "wise_always": Entrant(replace(side, ratio=0.0)),
@@ -134,6 +144,26 @@ def families(training: int, depth: int) -> dict[str, Entrant]:
     every = entrants(training, depth)
     return {name: every[name] for name in FAMILIES} | {
         "rome_traced": Entrant(Rome(layer="auto"), grid(decay=(0.5, 1e-3)), traced=True)
+    }
+
+
+def sides(training: int, depth: int) -> dict[str, Entrant]:
+    """WISE with one part of it changed at a time: its layer; and, its memories merged by fours, masks and merging."""
+    side = side_of(depth)
+    fours = replace(side, shards=4)
+    apart = grid(ratio=(0.5, 0.7, 0.88))
+    every = {
+        "wise": side,
+        "wise_first_layer": replace(side, layer=0),
+        "wise_last_layer": replace(side, layer=depth - 1),
+        "wise_fours": fours,
+        "wise_fours_same_mask": replace(fours, masks="shared"),
+        "wise_fours_disjoint": replace(fours, masks="disjoint"),
+        "wise_fours_averaged": replace(fours, trim=1.0, elect=False),
+        "wise_merged": replace(fours, retrieve=False),
+    }
+    return {"finetune_m": entrants(training, depth)["finetune_m"]} | {
+        name: Entrant(method, apart) for name, method in every.items()
     }
 
 
@@ -185,6 +215,7 @@ SETTINGS: Mapping[str, Setting] = {
     "world": Setting("world", 2_500, entrants, SCALES),
     "tasks": Setting("world", 2_500, families, ALONE, (*Setting.tasks, "passage", "style")),
     "smollm2": Setting("smollm2", 2_500, published, SLOW),
+    "wise": Setting("world", 2_500, sides, IN_A_ROW, ()),
 }
 MADE = ("world-made", 0)
 """The model that the tiny scale takes in place of any, and no cities: its facts are made."""
@@ -235,7 +266,7 @@ class EditRecipe(Recipe):
             ]
         return [
             *(f"row.{max(stream)}.{aspect}" for aspect in SHOWN[:3]),
-            *(f"alone.modification.{aspect}" for aspect in SHOWN),
+            *(f"alone.modification.{aspect}" for aspect in SHOWN if self.setting.tasks),
             *(f"row.{mark}.triangle" for mark in stream[:-1]),
         ]
 
@@ -288,6 +319,7 @@ class EditRecipe(Recipe):
         editor = lesson.editor(method)
         found: dict[str, Measured] = {}
         forgotten: list[bool] = []
+        rest: dict[str, int] = {}
         for name, cases in lesson.tasks.items():
             look = (lambda edited, case: forgotten.append(gone(edited, case))) if name == "erasure" else None
             found |= figures(lesson.alone(editor, cases, look), f"alone.{worded(name)}")
@@ -298,19 +330,28 @@ class EditRecipe(Recipe):
             every = np.full(len(forgotten), True)
             found[GONE] = share(np.array(forgotten), every, Resampling(None, len(forgotten)))
         if sizes.stream:
-            for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream).items():
+            after: list[int] = []
+            row_of = lesson.in_a_row(editor, lesson.stream, sizes.stream, lambda its: after.append(_bytes(its.patch)))
+            for mark, judged in row_of.items():
                 found |= figures(judged, f"row.{mark}")
+            rest["row_bytes"] = after[-1]
         if sizes.batch and method.batch:
             found |= figures(lesson.at_once(editor, lesson.stream[: sizes.batch]), f"batch.{sizes.batch}")
         first, *_ = lesson.stream or next(iter(lesson.tasks.values()))
         patch = editor.edit([first.fact]).patch
-        kept = patch.tensors() if patch is not None else {}
         cost = lesson.cost | {
-            "kept_bytes": sum(its.numel() * its.element_size() for its in kept.values()),
+            "kept_bytes": _bytes(patch),
+            **rest,
             "low_rank": isinstance(patch, Weights),
             **{name: list(its) if isinstance(its, tuple) else its for name, its in point.items()},
         }
         return row(found, cost, [self._main, *self._shown])
+
+
+def _bytes(patch: Patch | None) -> int:
+    """What its tensors take in a folder."""
+    tensors, _ = packed(patch.tensors() if patch is not None else {})
+    return sum(its.numel() * its.element_size() for its in tensors.values())
 
 
 def _seeded(method: Edit, seed: int) -> Edit:
@@ -322,8 +363,9 @@ def _seeded(method: Edit, seed: int) -> Edit:
 class OnData:
     """Compare ways of teaching facts to a language model."""
 
-    data: Literal["world", "tasks", "smollm2"] = "world"
-    """A small model trained here on 4,207 facts, with many in a row, or KnowEdit's six tasks; or a pretrained one."""
+    data: Literal["world", "tasks", "smollm2", "wise"] = "world"
+    """A small model trained here on 4,207 facts, with many in a row, KnowEdit's six tasks, or parts of WISE; or a
+    pretrained one."""
     scale: Literal["tiny", "demo", "small", "full"] = "small"
     """How many facts, how many seeds and how long."""
     own: tuple[str, ...] = ()
