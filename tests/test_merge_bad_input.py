@@ -256,7 +256,7 @@ FITS = {
     "a dry run with a setting that cannot be": Wrong(merge("--dry-run", "--density", "-0.2"), ("density -0.2",)),
     "data for a method that reads none": Wrong(merge("--data", "texts.txt"), ("--data", "Ties", "look at data")),
     "own tensors for a method that has none": Wrong(merge("--own", "embed.*"), ("--own", "Ties")),
-    "an output in an input": Wrong(merge(out="x/merged"), ("x/merged", "lies in", "--out")),
+    "an output in an input": Wrong(merge(out="x/merged"), ("x/merged: is x or within it, which is read",)),
     "an output in new folders": Wrong(
         merge(out="new/er/out"), ("NaN",), changed(layer__bias=torch.tensor([1, 2, torch.nan, 4]))
     ),
@@ -447,14 +447,14 @@ SETTINGS = {
     "dry run without a base": Wrong(merge("--dry-run", base=None), ("differences to a base", "--base")),
 }
 OUT = {
-    "exists": Wrong(merge(), ("out: exists already", "--out"), file("out/kept.txt")),
+    "exists": Wrong(merge(), ("out: exists already; give a new name",), file("out/kept.txt")),
     "is a file": Wrong(merge(), ("out: exists already",), file("out")),
-    "is an input": Wrong(merge(out="x"), ("x: is one of the models", "--out")),
-    "is the base": Wrong(merge(out="base"), ("base: is one of the models",)),
-    "is an input by another way": Wrong(merge(out="y/../x"), ("is one of the models",)),
-    "is in a file": Wrong(merge(out="x/config.json/deep/out"), ("config.json", "is a file")),
+    "is an input": Wrong(merge(out="x"), ("x: is x or within it, which is read",)),
+    "is the base": Wrong(merge(out="base"), ("base: is base or within it",)),
+    "is an input by another way": Wrong(merge(out="y/../x"), ("y/../x: is x or within it",)),
+    "is in a file": Wrong(merge(out="a.txt/deep/out"), ("a.txt", "is a file"), file("a.txt")),
     "is a link to an input": Wrong(
-        merge(), ("is one of the models",), lambda folder: (folder / "out").symlink_to(folder / "x")
+        merge(), ("out: is x or within it",), lambda folder: (folder / "out").symlink_to(folder / "x")
     ),
     "has too long a name": Wrong(merge(out="n" * 300), ("cannot be written", "too long")),
     "has a name too long to be hidden": Wrong(merge(out="n" * 250), ("cannot be written", "too long")),

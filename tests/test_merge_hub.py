@@ -126,7 +126,7 @@ def test_what_is_wrong_is_one_line(folder, capsys):
         ("--data", str(folder / "colours.txt")): ("--data", "1 files for 2 models"),
         ("--data", str(folder / "colours.txt"), str(folder / "none.txt")): ("none.txt", "cannot be read"),
         ("--own", "nothing.*"): ("places", "classifier.bias", "a head"),
-        ("--out", str(folder / "base")): ("one of the models to be merged",),
+        ("--out", str(folder / "base")): ("is read",),
     }
     for words, says in cases.items():
         made.assert_one_line(made.say(capsys, *merge(folder, "adamerging", "out-wrong"), *words), *says)

@@ -17,7 +17,7 @@ from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._measures import ASPECTS, Measured, Remembered, fluency, measure, perplexity
-from koinon.edit._places import refuse_read, refuse_taken
+from koinon.data.outputs import refuse_read, refuse_taken
 from koinon.edit._scores import Scored, room, scored
 from koinon.terminal import Told, keeping, untold
 

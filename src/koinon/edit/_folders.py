@@ -24,7 +24,7 @@ from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
 from koinon.edit._packing import packed, unpacked
 from koinon.edit._patches import Patch
-from koinon.edit._places import refuse_taken
+from koinon.data.outputs import refuse_taken
 from koinon.lm.language import LM
 
 FORMAT = 2

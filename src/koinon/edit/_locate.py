@@ -16,7 +16,7 @@ from koinon.edit._edited import Material
 from koinon.edit._folders import number
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._layers import TRACED, chosen
-from koinon.edit._places import refuse_places
+from koinon.data.outputs import refuse_places
 from koinon.lm.language import LM
 from koinon.lm.tracing import Trace, What, trace
 from koinon.terminal import Told, untold

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from koinon.core import UserError
 from koinon.data.checkpoints import Adapted, read_json
+from koinon.data.outputs import refuse_read, refuse_taken
 from koinon.data.tensorfiles import TensorWriter, Weights
 from koinon.merge._contract import Blend
 from koinon.merge._engine import CHUNK, Chunk, Sources, as_bytes, blend_all, measure_all, tree
@@ -49,7 +50,7 @@ def run(
     Raises:
         UserError: ``out`` is taken, the disk is full, or a number is NaN or infinite; nothing is left behind then.
     """
-    refuse_taken(out, plan.inputs)
+    refuse_out(out, plan.inputs)
     _keep_freed()
     out = out.resolve()
     config = _config(plan)
@@ -223,22 +224,10 @@ def _lock(folder: int, out: Path) -> None:
         raise UserError(f"{out}: another process is merging into it") from None
 
 
-def refuse_taken(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise UserError if the folder exists with something in it, or is one of the inputs."""
-    for path in inputs:
-        if path.resolve() == out.resolve():
-            raise UserError(f"{out}: is one of the models to be merged; give another --out")
-    try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"{out}: exists already; give another --out")
-        for parent in out.resolve().parents:
-            if parent.exists() and not parent.is_dir():
-                raise UserError(f"{out}: cannot be written ({parent} is a file)")
-    except OSError as error:  # such as a name that is too long
-        raise UserError(f"{str(out)[:200]}: cannot be written ({error.strerror})") from None
-    for path in inputs:
-        if path.resolve() in out.resolve().parents:
-            raise UserError(f"{out}: lies in {path}, one of the models to be merged; give another --out")
+def refuse_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise UserError if the folder exists with something in it, cannot be made, or is an input or within one."""
+    refuse_read([out], inputs)
+    refuse_taken(out, empty=True)
 
 
 def _state(path: Path) -> list[Any]:

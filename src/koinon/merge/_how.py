@@ -12,7 +12,7 @@ from koinon.data.checkpoints import Loaded
 from koinon.data.tensorfiles import DTYPES
 from koinon.merge._contract import Blend, Merge
 from koinon.merge._engine import CHUNK, Part, Sources, cores
-from koinon.merge._files import refuse_taken, run
+from koinon.merge._files import refuse_out, run
 from koinon.merge._plan import Plan, plan
 from koinon.terminal import Told, keeping
 
@@ -72,7 +72,7 @@ class How:
             raise UserError("--rounding every-step rounds to one type and the models hold several: give --dtype")
         facts = _facts(found, method_for, out, workers)
         if self.dry_run:
-            refuse_taken(out, found.inputs)
+            refuse_out(out, found.inputs)
             return facts
         kind = kinds.pop() if self.rounding == "every-step" else None
         with keeping():

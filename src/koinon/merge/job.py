@@ -10,7 +10,7 @@ import tyro
 
 from koinon.core import UserError
 from koinon.merge._contract import Blend, Merge
-from koinon.merge._files import refuse_taken
+from koinon.merge._files import refuse_out
 from koinon.merge._how import How
 from koinon.terminal import Told, untold
 
@@ -63,7 +63,7 @@ class Job:
                 "above 0 if at all"
             )
         self.how.refuse_streaming(method)
-        refuse_taken(self.out, [self.base, *self.experts])
+        refuse_out(self.out, [self.base, *self.experts])
         found = self.how.plan(self.base, self.experts, self.dtype, self.own)
         stored = found.out[found.merged[0]].dtype
         texts = _hub.read_all(self.data, tuple(found.paths))
@@ -138,7 +138,7 @@ class Materialize:
         """Write theta* + sum_t w_t v_t."""
         from koinon.merge import _hub
 
-        refuse_taken(self.out, [self.twin])
+        refuse_out(self.out, [self.twin])
         return _hub.materialize(self.twin, self.weights, self.out)
 
 

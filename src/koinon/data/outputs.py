@@ -30,11 +30,11 @@ def refuse_places(
             raise UserError(f"{out}: is the same as {other}, or one is within the other; give places apart")
 
 
-def refuse_taken(*outs: Path | None) -> None:
-    """Raise UserError for the first that is there already, or that cannot be made."""
+def refuse_taken(*outs: Path | None, empty: bool = False) -> None:
+    """Raise UserError for the first that is there already, or that cannot be made; an empty folder may be free."""
     for out in filter(None, outs):
         try:
-            if out.exists():
+            if out.exists() and not (empty and out.is_dir() and not any(out.iterdir())):
                 raise UserError(f"{out}: exists already; give a new name")
             above = next(its for its in out.absolute().parents if its.exists())
             if not above.is_dir():
