@@ -13,11 +13,11 @@ from typing import Any, Literal
 from koinon.bench.compare import read_whole, write_whole
 from koinon.core import UserError, build, load, names, pick
 from koinon.data.facts import Case
+from koinon.data.outputs import refuse_read, refuse_taken
 from koinon.edit._contract import Edit, Editor
 from koinon.edit._edited import Material
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._measures import ASPECTS, Measured, Remembered, fluency, measure, perplexity
-from koinon.data.outputs import refuse_read, refuse_taken
 from koinon.edit._scores import Scored, room, scored
 from koinon.terminal import Told, keeping, untold
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from koinon.core import UserError, build, describe, names, rebuild
 from koinon.data.checkpoints import read_json
 from koinon.data.facts import Case, Fact, Probe
+from koinon.data.outputs import refuse_taken
 from koinon.data.tensorfiles import TensorFile
 from koinon.edit._contract import Edit
 from koinon.edit._edited import Edited
 from koinon.edit._packing import packed, unpacked
 from koinon.edit._patches import Patch
-from koinon.data.outputs import refuse_taken
 from koinon.lm.language import LM
 
 FORMAT = 2

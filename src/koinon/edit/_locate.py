@@ -12,11 +12,11 @@ from torch import Tensor
 
 from koinon.core import UserError
 from koinon.data.facts import Fact
+from koinon.data.outputs import refuse_places
 from koinon.edit._edited import Material
 from koinon.edit._folders import number
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._layers import TRACED, chosen
-from koinon.data.outputs import refuse_places
 from koinon.lm.language import LM
 from koinon.lm.tracing import Trace, What, trace
 from koinon.terminal import Told, untold

@@ -11,10 +11,10 @@ from typing import Any
 from koinon.bench.compare import read_whole, write_whole
 from koinon.core import UserError
 from koinon.data.newtexts import NewText, read_texts, read_themes
+from koinon.data.outputs import refuse_read
 from koinon.edit._compare import begin, cell_at, digest
 from koinon.edit._folders import number
 from koinon.edit._given import Opened, lines, warned
-from koinon.data.outputs import refuse_read
 from koinon.edit._priming import Foreseen, Line, Scores, Tokens, predict, prefix_of, scores, stepped, unrelated
 from koinon.edit.dilute import Dilute, mean_loss
 from koinon.lm.anatomy import with_values

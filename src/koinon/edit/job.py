@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from koinon.core import UserError
+from koinon.data.outputs import refuse_places
 from koinon.edit._advice import Advise
 from koinon.edit._compare import Compare
 from koinon.edit._contract import Edit
@@ -19,7 +20,6 @@ from koinon.edit._folders import Base, Kept, keep, kept, load, save
 from koinon.edit._given import Given, Opened, warned
 from koinon.edit._locate import Locate
 from koinon.edit._measures import means, measure
-from koinon.data.outputs import refuse_places
 from koinon.edit._prime import Prime
 from koinon.edit._priming import Line, Scores, predict, scores, stepped, template
 from koinon.edit._scores import Scored, of_steps, scored, standing
