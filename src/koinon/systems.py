@@ -330,7 +330,6 @@ _WISE = (
     *(
         Claim(says, "edit-wise", better, than, "row.100.triangle")
         for says, better, than in (
-            ("a layer in the middle holds edits better than the first", "wise", "wise_first_layer"),
             ("masks of their own keep merged shards apart", "wise_fours", "wise_fours_same_mask"),
             ("merging by elected signs keeps more than averaging", "wise_fours", "wise_fours_averaged"),
             ("several merged memories keep more than one (Retrieve, Merge)", "wise_fours", "wise_merged"),
