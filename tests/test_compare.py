@@ -1,6 +1,7 @@
 """Comparisons: no cell is repeated, lost or mixed with others; parallel is equal to the bit; reports say what holds."""
 
 import csv
+import gc
 import json
 import os
 import re
@@ -132,6 +133,20 @@ def test_what_was_finished_before_a_failure_is_kept(drawn, tmp_path):
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 3
     assert len(run(drawn, tmp_path / "out")) == 4
     assert ran(drawn) == ["high 0", "high 1", "high 1", "low 0", "low 1"]  # only the broken one twice
+
+
+def test_a_stop_between_two_rows_is_quiet(drawn, tmp_path, recwarn):
+    """joblib would advise to ask for less."""
+
+    def stops(done: int, total: int, row: object) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(drawn, tmp_path / "out", seeds=range(40), jobs=2, progress=stops)
+    gc.collect()  # what is not ended by then ends here
+    assert not [its for its in recwarn if "tasks" in str(its.message)]
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "stop"])

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def compare(
     done = len(found) - len(missing)
     progress(done, len(found), None)
     calls = [joblib.delayed(_run)(recipe, world, label, contestants[label], seed) for label, seed in missing]
-    with _parallel(backend, jobs) as parallel:
-        for row in parallel(calls):
+    with _parallel(backend, jobs) as parallel, _ended(parallel(calls)) as rows:
+        for row in rows:
             store.keep(row)
             found[row["label"], row["seed"]] = row
             done += 1
@@ -213,6 +214,18 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[Callable[[Iterable[Any
                 return parallel(calls)
 
         yield started if backend == "loky" else parallel
+
+
+@contextlib.contextmanager
+def _ended(rows: Iterable[Row]) -> Iterator[Iterable[Row]]:
+    """Afterwards nothing runs that was to give further rows; joblib would advise who stops it to ask for less."""
+    try:
+        yield rows
+    finally:
+        if isinstance(rows, Generator):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)", UserWarning)
+                rows.close()
 
 
 @contextlib.contextmanager
