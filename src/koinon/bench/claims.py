@@ -62,9 +62,9 @@ def evaluate(claim: Claim, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     better, than = (metric_of(rows, label, claim.metric) for label in (claim.better, claim.than))
     if len(set(better) & set(than)) < 2:
         return Verdict(claim, "untested", None)
-    sign = -1 if falls(claim.metric) else 1
-    asked = {seed: _moved(its, claim.times, sign * claim.by) for seed, its in than.items()}
-    difference = paired(asked, better) if falls(claim.metric) else paired(better, asked)
+    less = falls(claim.metric)
+    asked = {seed: _moved(its, claim.times, -claim.by if less else claim.by) for seed, its in than.items()}
+    difference = paired(asked, better) if less else paired(better, asked)
     return Verdict(claim, "held" if difference.sign > 0 else "not held", difference)
 
 

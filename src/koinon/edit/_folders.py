@@ -183,7 +183,7 @@ def keep(out: Path, method: Any, cases: Sequence[Sequence[Case]], patch: Patch |
     with appearing(out) as beside:
         (beside / ABOUT).write_text(text + "\n", encoding="utf-8")
         save_file(tensors, beside / TENSORS, {"format": "pt"})
-    return sum(its.numel() * its.element_size() for its in tensors.values())
+    return sum(its.nbytes for its in tensors.values())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from koinon.bench.statistics import Measured, Resampling
 from koinon.core import UserError, build, load, pick
 from koinon.data import factlab
 from koinon.edit._contract import Edit
+from koinon.edit._edited import Edited
 from koinon.edit._packing import packed
 from koinon.edit._patches import Patch, Weights
 from koinon.edit.alphaedit import AlphaEdit
@@ -330,11 +331,10 @@ class EditRecipe(Recipe):
             every = np.full(len(forgotten), True)
             found[GONE] = share(np.array(forgotten), every, Resampling(None, len(forgotten)))
         if sizes.stream:
-            after: list[int] = []
-            row_of = lesson.in_a_row(editor, lesson.stream, sizes.stream, lambda its: after.append(_bytes(its.patch)))
-            for mark, judged in row_of.items():
+            after: list[Edited] = []
+            for mark, judged in lesson.in_a_row(editor, lesson.stream, sizes.stream, after.append).items():
                 found |= figures(judged, f"row.{mark}")
-            rest["row_bytes"] = after[-1]
+            rest["row_bytes"] = _bytes(after[-1].patch)
         if sizes.batch and method.batch:
             found |= figures(lesson.at_once(editor, lesson.stream[: sizes.batch]), f"batch.{sizes.batch}")
         first, *_ = lesson.stream or next(iter(lesson.tasks.values()))
@@ -351,7 +351,7 @@ class EditRecipe(Recipe):
 def _bytes(patch: Patch | None) -> int:
     """What its tensors take in a folder."""
     tensors, _ = packed(patch.tensors() if patch is not None else {})
-    return sum(its.numel() * its.element_size() for its in tensors.values())
+    return sum(its.nbytes for its in tensors.values())
 
 
 def _seeded(method: Edit, seed: int) -> Edit:
